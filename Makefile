@@ -1,0 +1,51 @@
+# Needs Python 3.10 or later and make; everything else is installed into .venv.
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: help .venv demo test lint bench docs
+
+help:
+	@echo 'make demo    run the main example (ARGS="--respondents 100" for less of it)'
+	@echo 'make test    run the tests, with coverage (ARGS=tests/unit for some of them)'
+	@echo 'make lint    ruff, mypy, import-linter and pyright'
+	@echo 'make bench   run the benchmarks'
+	@echo 'make docs    build the documentation into docs/_build/html'
+	@echo 'make .venv   create the virtual environment with everything that these need'
+
+.venv: .venv/dev.stamp
+
+# Everything, which includes what the demo needs.
+.venv/dev.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch .venv/demo.stamp $@
+
+# The little that the demo needs, where nobody has asked for everything yet.
+.venv/demo.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	touch $@
+
+demo: .venv/demo.stamp
+	$(BIN)/python -m examples.questionnaire $(ARGS)
+
+# pytest loads the package as a plugin, so coverage has to be there before pytest.
+test: .venv/dev.stamp
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy celery_triggers examples/questionnaire
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python examples/questionnaire
+
+bench: .venv/dev.stamp
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: .venv/dev.stamp
+	$(BIN)/sphinx-build -W -b html docs docs/_build/html
