@@ -1,0 +1,386 @@
+"""Trigger tasks and the configurations that hold them, validated on the way in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from celery_triggers.engine.conditions import (
+    ALWAYS,
+    NEVER,
+    AllOf,
+    Condition,
+    On,
+    parse_condition,
+)
+from celery_triggers.engine.names import is_outcome_trigger, outcome_trigger, problem_with
+from celery_triggers.exceptions import InvalidConfiguration
+
+logger = logging.getLogger(__name__)
+
+#: Directives in JSON and their names in Python.
+DIRECTIVES = {
+    'after': 'after',
+    'andEvery': 'and_every',
+    'unless': 'unless',
+    'run': 'run',
+    'withParams': 'with_params',
+    'using': 'using',
+    'within': 'within',
+}
+_PYTHON_NAMES = set(DIRECTIVES.values())
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A trigger task: when to run what. Made by :func:`parse_task`, never by hand.
+
+    Attributes:
+        name: The trigger task's name, ``t_ship``; fired when an instance finishes.
+        after: All of it must hold for an instance to be released.
+        and_every: Each firing of this trigger asks for an instance of its own.
+        unless: Once it holds, instances that wait are abandoned.
+        run: The name of the Celery task to run.
+        with_params: Static kwargs, ``{trigger: {name: value}}``, merged under fired ones.
+        using: The key of a task runner, or ``None`` for the manager's default.
+        within: Seconds until an instance that still waits expires, or ``None``.
+        extra: Directives that this package does not know, kept for custom managers.
+    """
+
+    name: str
+    run: str
+    after: Condition = ALWAYS
+    and_every: str | None = None
+    unless: Condition = NEVER
+    with_params: Mapping[str, Any] = field(default_factory=dict)
+    using: str | None = None
+    within: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    __hash__ = object.__hash__
+
+    @cached_property
+    def wanted(self) -> Condition:
+        """``after`` together with ``and_every``: what a release asks for."""
+        if self.and_every is None:
+            return self.after
+        return AllOf((self.after, On(self.and_every)))
+
+    @cached_property
+    def leaves(self) -> tuple[On, ...]:
+        """Every leaf that can receive a firing, each once."""
+        return tuple(dict.fromkeys((*self.wanted.leaves(), *self.unless.leaves())))
+
+    @cached_property
+    def triggers(self) -> frozenset[str]:
+        """The names of all triggers that concern this task."""
+        return frozenset(leaf.trigger for leaf in self.leaves)
+
+    def leaves_on(self, trigger: str) -> list[On]:
+        """Return the leaves that a firing of ``trigger`` reaches."""
+        return [leaf for leaf in self.leaves if leaf.trigger == trigger]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the directives that are set, under their JSON names."""
+        values: dict[str, Any] = dict(self.extra)
+        values['run'] = self.run
+        if self.after != ALWAYS:
+            values['after'] = self.after.to_json()
+        if self.unless != NEVER:
+            values['unless'] = self.unless.to_json()
+        for key in ('andEvery', 'withParams', 'using', 'within'):
+            value = getattr(self, DIRECTIVES[key])
+            if value:
+                values[key] = value
+        return values
+
+
+def parse_task(name: Any, directives: Any) -> TaskConfig:
+    """Read one trigger task.
+
+    Args:
+        name: Its name, by convention beginning with ``t_``.
+        directives: A mapping with JSON (``andEvery``) or Python (``and_every``) keys.
+
+    Raises:
+        InvalidConfiguration: It names the directive at fault and how to mend it.
+    """
+    _check_task_name(name)
+    if isinstance(directives, TaskConfig):
+        directives = directives.to_json()
+    if not isinstance(directives, Mapping):
+        raise InvalidConfiguration(
+            f'directives are a mapping like {{"after": [...], "run": "..."}}, not {directives!r}',
+            task=name,
+        )
+    known, extra = _split(name, directives)
+    config = TaskConfig(
+        name=name,
+        run=_run(name, known),
+        after=_condition(name, 'after', known.get('after'), ALWAYS),
+        and_every=_and_every(name, known.get('and_every')),
+        unless=_condition(name, 'unless', known.get('unless'), NEVER),
+        with_params=_with_params(name, known.get('with_params')),
+        using=_optional_string(name, 'using', known.get('using')),
+        extra=_plain_json(name, None, extra),
+    )
+    if not len(config.after) and config.and_every is None:
+        raise InvalidConfiguration(
+            'it can never run: give it "after" or "andEvery"', task=name, directive='after'
+        )
+    return config
+
+
+def _check_task_name(name: Any) -> None:
+    problem = problem_with(name)
+    if problem is None and is_outcome_trigger(name):
+        problem = 'must not end like the name of an outcome (":failed", ":revoked", ...)'
+    if problem:
+        raise InvalidConfiguration(f"a trigger task's name {problem}: {name!r}", task=str(name))
+
+
+def _split(name: str, directives: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    known: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for key, value in directives.items():
+        if not isinstance(key, str):
+            raise InvalidConfiguration(f'a directive is a string, not {key!r}', task=name)
+        python_name = key if key in _PYTHON_NAMES else DIRECTIVES.get(key)
+        if python_name is None:
+            extra[key] = value
+        elif python_name in known:
+            raise InvalidConfiguration('it is given twice', task=name, directive=key)
+        else:
+            known[python_name] = value
+    if known.get('within') is not None:
+        raise InvalidConfiguration(
+            'deadlines are not supported by this version; remove it',
+            task=name,
+            directive='within',
+        )
+    return known, extra
+
+
+def _run(name: str, known: Mapping[str, Any]) -> str:
+    run = known.get('run')
+    if isinstance(run, Mapping):
+        raise InvalidConfiguration(
+            'signatures are not supported by this version; write the name of a Celery task',
+            task=name,
+            directive='run',
+        )
+    problem = problem_with(run)
+    if problem:
+        raise InvalidConfiguration(
+            f'the name of a Celery task is wanted; it {problem}', task=name, directive='run'
+        )
+    return str(run)
+
+
+def _condition(name: str, directive: str, value: Any, default: Condition) -> Condition:
+    if value is None:
+        return default
+    try:
+        condition = parse_condition(value)
+        empty = not len(condition)
+    except InvalidConfiguration as exc:
+        raise InvalidConfiguration(str(exc), task=name, directive=directive) from exc
+    if empty:
+        return default
+    return AllOf((condition,)) if isinstance(condition, On) else condition
+
+
+def _and_every(name: str, value: Any) -> str | None:
+    if isinstance(value, On):
+        value = value.trigger
+    if value is None:
+        return None
+    problem = problem_with(value)
+    if problem:
+        raise InvalidConfiguration(
+            f'one trigger name is wanted; it {problem}: {value!r}',
+            task=name,
+            directive='andEvery',
+        )
+    return str(value)
+
+
+def _with_params(name: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(v, Mapping) for v in value.values()):
+        raise InvalidConfiguration(
+            f'an object of objects is wanted, {{trigger: {{name: value}}}}, not {value!r}',
+            task=name,
+            directive='withParams',
+        )
+    return _plain_json(name, 'withParams', value)
+
+
+def _optional_string(name: str, directive: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    problem = problem_with(value)
+    if problem:
+        raise InvalidConfiguration(
+            f'a key is wanted; it {problem}: {value!r}', task=name, directive=directive
+        )
+    return str(value)
+
+
+def _plain_json(name: str, directive: str | None, value: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a copy that shares nothing with the caller's and holds JSON alone."""
+    try:
+        copy = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as exc:
+        raise InvalidConfiguration(
+            f'a configuration holds JSON alone: {exc}', task=name, directive=directive
+        ) from exc
+    return dict(copy)
+
+
+class Configuration(Mapping[str, TaskConfig]):
+    """The trigger tasks of a session, by name; immutable and known by its content.
+
+    Attributes:
+        digest: A hash of the content; equal configurations are stored once.
+    """
+
+    def __init__(self, tasks: Mapping[str, TaskConfig]):
+        self._tasks = dict(sorted(tasks.items()))
+        self._plans: dict[Any, Any] = {}
+        _refuse_endless_cycles(self._tasks)
+
+    @classmethod
+    def parse(cls, configuration: Any) -> Configuration:
+        """Read ``{name: directives}``.
+
+        Raises:
+            InvalidConfiguration: It is refused whole.
+        """
+        if isinstance(configuration, Configuration):
+            return configuration
+        if not isinstance(configuration, Mapping):
+            raise InvalidConfiguration(
+                'a configuration maps the names of trigger tasks to their directives, '
+                f'it is not {configuration!r}'
+            )
+        return cls({name: parse_task(name, value) for name, value in configuration.items()})
+
+    @classmethod
+    def from_text(cls, text: str) -> Configuration:
+        """Read the stored form, :attr:`text`."""
+        return cls.parse(json.loads(text))
+
+    def __getitem__(self, name: str) -> TaskConfig:
+        return self._tasks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __repr__(self) -> str:
+        return f'<Configuration {self.digest[:8]}: {", ".join(self) or "empty"}>'
+
+    @cached_property
+    def text(self) -> str:
+        """The canonical JSON text."""
+        content = {name: task.to_json() for name, task in self.items()}
+        return json.dumps(content, sort_keys=True, separators=(',', ':'))
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
+    @cached_property
+    def _listeners(self) -> dict[str, list[TaskConfig]]:
+        listeners: dict[str, list[TaskConfig]] = {}
+        for task in self._tasks.values():
+            for trigger in task.triggers:
+                listeners.setdefault(trigger, []).append(task)
+        return listeners
+
+    def listeners(self, trigger: str) -> list[TaskConfig]:
+        """Return the trigger tasks that a firing concerns, by name order."""
+        return self._listeners.get(trigger, [])
+
+    def cached(self, key: Any, make: Any) -> Any:
+        """Return what ``make()`` returned when it was first asked for under ``key``."""
+        try:
+            return self._plans[key]
+        except KeyError:
+            value = self._plans[key] = make()
+            return value
+
+    def updated(self, changes: Mapping[str, Any]) -> Configuration:
+        """Return this configuration with trigger tasks added or replaced."""
+        return Configuration({**self._tasks, **Configuration.parse(changes)._tasks})
+
+    def without(self, names: set[str]) -> Configuration:
+        """Return this configuration without the trigger tasks of these names."""
+        return Configuration({n: t for n, t in self._tasks.items() if n not in names})
+
+    def warn_about_cycles(self) -> None:
+        """Log the cycles through runs: legal, and endless if ``andEvery`` closes them."""
+        edges = {
+            name: [t for t in self._tasks if self._tasks[t].and_every == name or
+                   name in self._tasks[t].after]
+            for name in self._tasks
+        }
+        cycle = _find_cycle(edges)
+        if cycle:
+            logger.warning(
+                'trigger tasks lead back to themselves: %s; make sure that this ends',
+                ' -> '.join(cycle),
+            )
+
+
+def _refuse_endless_cycles(tasks: Mapping[str, TaskConfig]) -> None:
+    """Refuse what could go on for ever within one step: abandonments alone."""
+    edges: dict[str, list[str]] = {
+        name: [
+            other.name
+            for other in tasks.values()
+            if not other.triggers.isdisjoint(
+                {outcome_trigger(name, 'abandoned'), outcome_trigger(name, 'expired')}
+            )
+        ]
+        for name in tasks
+    }
+    cycle = _find_cycle(edges)
+    if cycle:
+        raise InvalidConfiguration(
+            f'abandonments alone lead back to it: {" -> ".join(cycle)}; '
+            'break the cycle of ":abandoned" and ":expired" triggers',
+            task=cycle[0],
+        )
+
+
+def _find_cycle(edges: Mapping[str, list[str]]) -> list[str] | None:
+    """Return the nodes of one cycle, its first again at the end, or ``None``."""
+    done: set[str] = set()
+    for start in edges:
+        path: list[str] = []
+        stack: list[tuple[str, Iterator[str]]] = []
+        if start not in done:
+            stack.append((start, iter(edges[start])))
+            path.append(start)
+        while stack:
+            _, successors = stack[-1]
+            following = next(successors, None)
+            if following is None:
+                stack.pop()
+                done.add(path.pop())
+            elif following in path:
+                return [*path[path.index(following):], following]
+            elif following not in done:
+                path.append(following)
+                stack.append((following, iter(edges[following])))
+    return None

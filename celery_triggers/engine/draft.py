@@ -1,0 +1,117 @@
+"""A session being changed: its records, counters and index, kept in step.
+
+Every change of an instance goes through here, so that the counters and the index of
+waiting instances always equal a recount.
+"""
+
+from __future__ import annotations
+
+from celery_triggers.engine.configuration import Configuration
+from celery_triggers.engine.instances import Instance
+from celery_triggers.engine.session import Session
+from celery_triggers.engine.transitions import RESOLVED, Event, Status
+
+
+class Draft:
+    """The changes that a step makes to a slice, and the note of what they touched.
+
+    Attributes:
+        now: The storage's time in milliseconds; it never goes back.
+        changed: Whether there is anything to commit.
+        created: The names of new instances, in their order.
+        touched: The instances to be written, by name.
+        counted: The tasks whose counts are to be written.
+        waits_added, waits_removed: Changes of the index, ``(trigger, instance)``.
+        new_configuration: What the session is to have from now on, if that changes.
+    """
+
+    def __init__(self, session: Session, now: int):
+        self.session = session
+        self.now = max(now, session.head.clock)
+        self.changed = False
+        self.created: list[str] = []
+        self.touched: dict[str, Instance] = {}
+        self.counted: set[str] = set()
+        self.waits_added: set[tuple[str, str]] = set()
+        self.waits_removed: set[tuple[str, str]] = set()
+        self.new_configuration: Configuration | None = None
+
+    # --------------------------------------------------------------- instances
+
+    def touch(self, instance: Instance) -> None:
+        """Note that an instance is to be written."""
+        self.touched[instance.name] = instance
+        self.changed = True
+
+    def _advance(self, instance: Instance, event: Event) -> None:
+        before = instance.status
+        instance.follow(event, self.now)
+        self._recount(instance, before)
+
+    def _recount(self, instance: Instance, before: Status) -> None:
+        counts = self.session.counts_of(instance.task)
+        self.counted.add(instance.task)
+        if before is Status.UNSTARTED:
+            counts.unstarted -= 1
+            self._drop_waits(instance)
+        if before not in RESOLVED and instance.is_resolved:
+            counts.unresolved -= 1
+            self.session.head.unresolved -= 1
+        self.touch(instance)
+
+    def _set_waits(self, instance: Instance, wanted: set[str]) -> None:
+        """Bring the index of a waiting instance, which must be loaded, up to ``wanted``."""
+        name, waiting = instance.name, self.session.waiting
+        for trigger in [t for t, names in waiting.items() if name in names]:
+            if trigger not in wanted:
+                self._remove_wait(trigger, instance)
+        for trigger in wanted:
+            names = waiting.setdefault(trigger, set())
+            if name not in names:
+                names.add(name)
+                self._note_wait((trigger, name), self.waits_added, self.waits_removed)
+
+    def _remove_wait(self, trigger: str, instance: Instance) -> None:
+        self.session.waiting.get(trigger, set()).discard(instance.name)
+        self._note_wait((trigger, instance.name), self.waits_removed, self.waits_added)
+
+    def _drop_waits(self, instance: Instance) -> None:
+        """Take an instance that no longer waits out of the index."""
+        task = self.session.configuration.get(instance.task)
+        for trigger in task.triggers if task else ():
+            if trigger not in instance.received:
+                self._remove_wait(trigger, instance)
+
+    @staticmethod
+    def _note_wait(
+        wait: tuple[str, str], into: set[tuple[str, str]], out_of: set[tuple[str, str]]
+    ) -> None:
+        if wait in out_of:
+            out_of.discard(wait)
+        else:
+            into.add(wait)
+
+    def _next_instance(self, task: str) -> Instance:
+        counts = self.session.counts_of(task)
+        instance = Instance(task, counts.total, changed=self.now)
+        counts.total += 1
+        counts.unresolved += 1
+        counts.unstarted += 1
+        self.session.head.unresolved += 1
+        self.session.instances[instance.name] = instance
+        self.counted.add(task)
+        self.created.append(instance.name)
+        self.touch(instance)
+        return instance
+
+    def clone(self, instance: Instance) -> Instance:
+        """Make a new unstarted instance with the kwargs of this one, a level deeper."""
+        new = self._next_instance(instance.task)
+        new.received = dict(instance.received)
+        new.depth = instance.depth + 1
+        new.metadata['parent'] = instance.name
+        return new
+
+    def _unstarted(self) -> list[Instance]:
+        found = [i for i in self.session.instances.values() if i.status is Status.UNSTARTED]
+        return sorted(found, key=lambda i: (i.task, i.number))

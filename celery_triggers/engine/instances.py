@@ -1,0 +1,121 @@
+"""The record of a task instance: what is stored of one execution."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery_triggers.engine.configuration import TaskConfig
+from celery_triggers.engine.names import instance_name
+from celery_triggers.engine.transitions import RESOLVED, Event, Status, next_status
+
+
+@dataclass(slots=True)
+class Instance:
+    """One execution of a trigger task.
+
+    The fields up to ``claimed`` are the instance's *state*: a storage can test and set
+    them in one conditional write without reading the rest. The others are its *body*.
+
+    Attributes:
+        rev: Grows by one with every write; a commit tests it, so that a conditional
+            write in between is noticed.
+        attempt: 0 for the first run; each Celery retry adds one.
+        token: The claim of the delivery that runs it.
+        lease: When the claim lapses, in milliseconds of the storage's clock.
+        sends: How often this attempt's message was sent and confirmed.
+        due: Before when it must not run (a countdown), in the same milliseconds.
+        changed: When the status last changed in a commit, in the same milliseconds.
+        claimed: When it was claimed, which is no commit; 0 if it does not run.
+        received: ``{leaf key: kwargs}``, as fired.
+        times: When each earlier status was reached, ``{status: milliseconds}``.
+        metadata: JSON for people and applications.
+        log_level: The highest level that its logger context saw.
+    """
+
+    task: str
+    number: int
+    status: Status = Status.UNSTARTED
+    attempt: int = 0
+    task_id: str = ''
+    token: str = ''
+    lease: int = 0
+    sends: int = 0
+    due: int = 0
+    rev: int = 0
+    changed: int = 0
+    claimed: int = 0
+    received: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)
+    depth: int = 0
+    log_level: int = logging.NOTSET
+    logs_resolved: bool = False
+
+    @property
+    def name(self) -> str:
+        return instance_name(self.task, self.number)
+
+    @property
+    def is_resolved(self) -> bool:
+        return self.status in RESOLVED
+
+    def follow(self, event: Event, now: int) -> None:
+        """Take one step of the table.
+
+        Raises:
+            InvalidTransition: The table has no such step from the present status.
+        """
+        self.move(next_status(self.name, self.status, event), now)
+
+    def move(self, status: Status, now: int) -> None:
+        """Set the status and remember when the old one was reached."""
+        self.times = self.timestamps()
+        self.status = status
+        self.changed = now
+        self.claimed = 0
+
+    def timestamps(self) -> dict[str, int]:
+        """Return when each status was last reached, the present one included."""
+        if self.status is Status.RUNNING:
+            scheduled, running = Status.SCHEDULED.value, Status.RUNNING.value
+            return {**self.times, scheduled: self.changed, running: self.claimed}
+        return {**self.times, self.status.value: self.changed}
+
+    def receive(self, config: TaskConfig, trigger: str, kwargs: dict[str, Any]) -> bool:
+        """Give a firing to the leaves that have none yet; tell whether one took it."""
+        took = False
+        for leaf in config.leaves_on(trigger):
+            if leaf.key not in self.received:
+                self.received[leaf.key] = kwargs
+                took = True
+        return took
+
+    def waits_for(self, config: TaskConfig) -> set[str]:
+        """Return the triggers that could still reach this instance."""
+        if self.status is not Status.UNSTARTED:
+            return set()
+        return {leaf.trigger for leaf in config.leaves if leaf.key not in self.received}
+
+    def missing(self, config: TaskConfig) -> list[str]:
+        """Return the triggers of ``after`` and ``and_every`` that it has not received."""
+        return [name for name in config.wanted if name not in self.received]
+
+    def kwargs(self, config: TaskConfig | None) -> dict[str, dict[str, Any]]:
+        """Return the kwargs by trigger: static ones with the fired ones over them."""
+        if config is None or not config.with_params:
+            return dict(self.received)
+        return merged(config.with_params, self.received)
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two JSON objects recursively; where both have a value, ``over`` wins."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            value = merged(below, value)
+        result[key] = value
+    return result

@@ -1,0 +1,189 @@
+"""The part of a session that a decision needs, and what the decision changed in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.instances import Instance
+
+
+@dataclass(slots=True)
+class Head:
+    """The small things of a session; read and written whole.
+
+    Attributes:
+        incarnation: Differs for each session that ever had this uid.
+        digest: The configuration's; ``''`` before the session is first touched.
+        manager: The registry key of its trigger manager.
+        clock: The storage's time at the last commit, in milliseconds.
+        firings: How many firings were applied, cascades and outcomes included.
+        unresolved: How many instances are unresolved.
+        finalized: Whether ``sessionFinalized`` was fired.
+        cancelled: The reason if the session was cancelled, else ``None``.
+        metadata: JSON of the application's.
+    """
+
+    incarnation: str = ''
+    digest: str = ''
+    manager: str = ''
+    created: int = 0
+    clock: int = 0
+    firings: int = 0
+    unresolved: int = 0
+    finalized: bool = False
+    cancelled: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Counts:
+    """How many instances a trigger task has: in all, unresolved, and unstarted."""
+
+    total: int = 0
+    unresolved: int = 0
+    unstarted: int = 0
+
+
+@dataclass(slots=True)
+class Latest:
+    """How often a trigger was fired, and with which kwargs last."""
+
+    count: int
+    kwargs: dict[str, Any]
+
+
+@dataclass(slots=True)
+class FiringRecord:
+    """One firing as the history keeps it.
+
+    Attributes:
+        number: From 1, in the order in which firings were applied.
+        at: When, in milliseconds of the storage's clock.
+        cause: The instance whose end fired it, or ``None`` for the application's own.
+        heard_by: The trigger tasks that it concerned.
+        released: The instances that it released; known in the step alone, not stored.
+    """
+
+    number: int
+    trigger: str
+    kwargs: dict[str, Any]
+    at: int
+    event_id: str | None = None
+    cause: str | None = None
+    heard_by: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class EventRecord:
+    """What came of a step that carries an id: enough to answer a repeat.
+
+    Attributes:
+        digest: Of what was asked for, to tell a repeat from a conflict.
+        lasting: Whether the id lives as long as the session; a made-up one does not.
+        call: Identifies the call that did it: a call whose commit got no answer finds its
+            own record, which is no duplicate.
+    """
+
+    digest: str
+    trigger: str
+    at: int
+    lasting: bool
+    call: str = ''
+    heard_by: list[str] = field(default_factory=list)
+    created: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    abandoned: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which part of a session to read.
+
+    Attributes:
+        waiting: Triggers whose waiting instances are wanted.
+        latest: Triggers whose latest kwargs are wanted.
+        tasks: Trigger tasks whose counts are wanted.
+        instances: Instances that are wanted by name.
+        events: Event ids to look for.
+        whole: Everything; the other fields do not matter then.
+    """
+
+    waiting: frozenset[str] = frozenset()
+    latest: frozenset[str] = frozenset()
+    tasks: frozenset[str] = frozenset()
+    instances: frozenset[str] = frozenset()
+    events: frozenset[str] = frozenset()
+    whole: bool = False
+
+    def __or__(self, other: Plan) -> Plan:
+        return Plan(
+            self.waiting | other.waiting,
+            self.latest | other.latest,
+            self.tasks | other.tasks,
+            self.instances | other.instances,
+            self.events | other.events,
+            self.whole or other.whole,
+        )
+
+
+class NotLoaded(Exception):
+    """A decision needs more of the session than was read; read ``plan`` too and repeat."""
+
+    def __init__(self, plan: Plan):
+        super().__init__(f'the slice lacks {plan}')
+        self.plan = plan
+
+
+@dataclass(slots=True)
+class Session:
+    """A slice of a session, as a decision works on it.
+
+    The collections hold what was read; ``plan`` tells what that covers, so that
+    something absent is told from something not read.
+    """
+
+    uid: str
+    head: Head
+    configuration: Configuration
+    plan: Plan
+    latest: dict[str, Latest] = field(default_factory=dict)
+    counts: dict[str, Counts] = field(default_factory=dict)
+    instances: dict[str, Instance] = field(default_factory=dict)
+    waiting: dict[str, set[str]] = field(default_factory=dict)
+    events: dict[str, EventRecord] = field(default_factory=dict)
+    history: list[FiringRecord] = field(default_factory=list)
+
+    def latest_of(self, trigger: str) -> Latest | None:
+        if not self.plan.whole and trigger not in self.plan.latest:
+            raise NotLoaded(Plan(latest=frozenset({trigger})))
+        return self.latest.get(trigger)
+
+    def counts_of(self, task: str) -> Counts:
+        """Return the task's counts, to be changed in place."""
+        if not self.plan.whole and task not in self.plan.tasks:
+            raise NotLoaded(Plan(tasks=frozenset({task})))
+        counts = self.counts.get(task)
+        if counts is None:
+            counts = self.counts[task] = Counts()
+        return counts
+
+    def instance(self, name: str) -> Instance | None:
+        if not self.plan.whole and name not in self.plan.instances and name not in self.instances:
+            raise NotLoaded(Plan(instances=frozenset({name})))
+        return self.instances.get(name)
+
+    def waiting_for(self, trigger: str, task: TaskConfig) -> list[Instance]:
+        """Return the task's instances that a firing of ``trigger`` can reach, by number."""
+        if not self.plan.whole and trigger not in self.plan.waiting:
+            raise NotLoaded(Plan(waiting=frozenset({trigger})))
+        found = (self.instances[name] for name in self.waiting.get(trigger, ()))
+        return sorted((i for i in found if i.task == task.name), key=lambda i: i.number)
+
+    def instances_of(self, task: str) -> list[Instance]:
+        """Return all instances of a task by number; the whole session must be loaded."""
+        return sorted(
+            (i for i in self.instances.values() if i.task == task), key=lambda i: i.number
+        )

@@ -1,0 +1,384 @@
+"""The firing step: what one change of a session leads to, decided as a whole.
+
+A step works on a :class:`~celery_triggers.engine.session.Session` slice and notes what
+it touched. Nothing is done here: a storage commits the step, and only then is anything
+sent that the step released.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.draft import Draft
+from celery_triggers.engine.finalizing import is_settled
+from celery_triggers.engine.instances import Instance, merged
+from celery_triggers.engine.names import SESSION_FINALIZED, outcome_trigger
+from celery_triggers.engine.session import EventRecord, FiringRecord, Latest, Session
+from celery_triggers.engine.transitions import BY_HAND, Event, Status
+from celery_triggers.exceptions import InvalidTransition
+
+#: Reasons of a failure after which a success may still arrive and count.
+LOST = frozenset({'worker lost', 'time limit'})
+
+
+class Step(Draft):
+    """One atomic change of a session.
+
+    Args:
+        session: The slice; it is changed in place.
+        now: The storage's time in milliseconds.
+        new_id: Makes the task id of a released instance.
+        finalizing: Whether ``sessionFinalized`` is fired when the session is settled.
+
+    Attributes:
+        released, abandoned: The names of instances, in the order in which it happened.
+        records: The firings that were applied, for the history.
+        events: What the step did, under the ids that stand for it.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        now: int,
+        new_id: Callable[[], str],
+        *,
+        finalizing: bool = False,
+    ):
+        super().__init__(session, now)
+        self.new_id = new_id
+        self.finalizing = finalizing
+        self.released: list[str] = []
+        self.abandoned: list[str] = []
+        self.records: list[FiringRecord] = []
+        self.fired: set[str] = set()
+        self.events: dict[str, EventRecord] = {}
+        self._queue: deque[FiringRecord] = deque()
+        self._applying: FiringRecord | None = None
+
+    # ------------------------------------------------------------------ firing
+
+    def fire(
+        self,
+        trigger: str,
+        kwargs: dict[str, Any],
+        *,
+        event_id: str | None = None,
+        cause: str | None = None,
+    ) -> FiringRecord:
+        """Apply a firing and everything that it leads to within this step."""
+        record = self._enqueue(trigger, kwargs, event_id=event_id, cause=cause)
+        self.settle()
+        return record
+
+    def settle(self) -> None:
+        """Apply what is queued until nothing is left, then finalize if it is time."""
+        while True:
+            while self._queue:
+                self._apply(self._queue.popleft())
+            if not (self.finalizing and self.changed and is_settled(self.session)):
+                return
+            self.session.head.finalized = True
+            self._enqueue(SESSION_FINALIZED, {})
+
+    def remember(self, event_id: str, record: EventRecord) -> None:
+        """Store under an id what came of this step."""
+        record.created = list(self.created)
+        record.released = list(self.released)
+        record.abandoned = list(self.abandoned)
+        self.events[event_id] = record
+
+    def _enqueue(
+        self,
+        trigger: str,
+        kwargs: dict[str, Any],
+        *,
+        event_id: str | None = None,
+        cause: str | None = None,
+    ) -> FiringRecord:
+        record = FiringRecord(0, trigger, kwargs, self.now, event_id, cause)
+        self._queue.append(record)
+        self.changed = True
+        return record
+
+    def _apply(self, firing: FiringRecord) -> None:
+        session = self.session
+        session.head.firings += 1
+        firing.number = session.head.firings
+        self._applying = firing
+        known = session.latest_of(firing.trigger)
+        count = known.count + 1 if known else 1
+        for task in session.configuration.listeners(firing.trigger):
+            firing.heard_by.append(task.name)
+            for instance in self._reached(task, firing):
+                self._judge(task, instance)
+        session.latest[firing.trigger] = Latest(count, firing.kwargs)
+        self.fired.add(firing.trigger)
+        self.records.append(firing)
+        self._applying = None
+
+    def _reached(self, task: TaskConfig, firing: FiringRecord) -> list[Instance]:
+        """Give the firing to the instances of a task that it concerns."""
+        trigger, kwargs = firing.trigger, firing.kwargs
+        if not self.session.counts_of(task.name).total:
+            return [self._create(task, trigger, kwargs)]
+        takers = self.session.waiting_for(trigger, task)
+        if trigger == task.and_every:
+            if not takers:
+                return [self._create(task, trigger, kwargs)]
+            # Each payload of an andEvery reaches exactly one instance.
+            takers = takers[:1]
+        for instance in takers:
+            instance.receive(task, trigger, kwargs)
+            self.touch(instance)
+            if trigger not in instance.waits_for(task):
+                self._remove_wait(trigger, instance)
+        return takers
+
+    def _create(
+        self, task: TaskConfig, trigger: str | None, kwargs: dict[str, Any] | None
+    ) -> Instance:
+        """Make the next instance of a task: past firings first, then this one."""
+        instance = self._next_instance(task.name)
+        for other in sorted(task.triggers):
+            if other == trigger or other == task.and_every:
+                continue
+            past = self.session.latest_of(other)
+            if past is not None:
+                instance.receive(task, other, past.kwargs)
+        if trigger is not None and kwargs is not None:
+            instance.receive(task, trigger, kwargs)
+        self._set_waits(instance, instance.waits_for(task))
+        return instance
+
+    def _judge(self, task: TaskConfig, instance: Instance) -> None:
+        """Decide about a waiting instance: ``unless`` comes before ``after``."""
+        if instance.status is not Status.UNSTARTED:
+            return
+        if self.session.head.cancelled is not None:
+            self._abandon(task, instance, f'cancelled: {self.session.head.cancelled}')
+        elif task.unless.holds(instance.received):
+            held = ', '.join(name for name in task.unless if name in instance.received)
+            self._abandon(task, instance, f'unless: {held}')
+        elif task.wanted.holds(instance.received):
+            self._release(task, instance)
+
+    def _release(self, task: TaskConfig, instance: Instance) -> None:
+        self._advance(instance, Event.RELEASE)
+        instance.task_id = self.new_id()
+        self.released.append(instance.name)
+        if self._applying is not None:
+            self._applying.released.append(instance.name)
+
+    def _abandon(self, task: TaskConfig | None, instance: Instance, reason: str) -> None:
+        self._advance(instance, Event.ABANDON)
+        instance.metadata['reason'] = reason
+        self._fire_abandoned(task, instance, reason)
+
+    def _fire_abandoned(self, task: TaskConfig | None, instance: Instance, reason: str) -> None:
+        self.abandoned.append(instance.name)
+        missing = instance.missing(task) if task else []
+        details = {'reason': reason, 'missing': missing, 'received': sorted(instance.received)}
+        self._fire_outcome(instance, 'abandoned', details)
+
+    def _fire_outcome(self, instance: Instance, outcome: str, details: dict[str, Any]) -> None:
+        self._enqueue(
+            outcome_trigger(instance.task, outcome),
+            {'instance': instance.name, **details},
+            cause=instance.name,
+        )
+
+    # ---------------------------------------------------------------- outcomes
+
+    def finish(self, instance: Instance, result: Any, cascade: dict[str, Any]) -> None:
+        """End an instance with success; its task's name is fired with ``cascade``."""
+        late = (
+            instance.status is Status.FAILED and instance.metadata.get('reason') in LOST
+        )
+        self._advance(instance, Event.LATE_SUCCESS if late else Event.FINISH)
+        instance.token = ''
+        instance.metadata['result'] = result
+        self.fire(instance.task, cascade, cause=instance.name)
+
+    def fail(self, instance: Instance, reason: str, exception: Mapping[str, Any]) -> None:
+        """End an instance with a failure.
+
+        Args:
+            reason: What kind of failure it was, in a few words.
+            exception: ``{"type", "message", "traceback", "context"}``.
+        """
+        self._advance(instance, Event.FAIL)
+        instance.token = ''
+        instance.metadata['reason'] = reason
+        instance.metadata['exception'] = dict(exception)
+        facts = {key: exception[key] for key in ('type', 'message') if key in exception}
+        self._fire_outcome(instance, 'failed', {'reason': reason, **facts})
+        self.settle()
+
+    def revoke(self, instance: Instance, reason: str) -> None:
+        """End an instance as revoked."""
+        self._advance(instance, Event.REVOKE)
+        instance.token = ''
+        instance.metadata['reason'] = reason
+        self._fire_outcome(instance, 'revoked', {'reason': reason})
+        self.settle()
+
+    def retry(self, instance: Instance, due: int) -> None:
+        """Give a running instance another attempt, not before ``due`` (milliseconds)."""
+        self._advance(instance, Event.RETRY)
+        instance.attempt += 1
+        self._unclaim(instance, due)
+
+    def requeue(self, instance: Instance) -> None:
+        """Give a running instance's attempt back, as if it had not been claimed."""
+        self._advance(instance, Event.REQUEUE)
+        self._unclaim(instance, 0)
+
+    @staticmethod
+    def _unclaim(instance: Instance, due: int) -> None:
+        instance.token, instance.lease, instance.sends, instance.due = '', 0, 0, due
+
+    def skip(
+        self,
+        instance: Instance,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        cascade: dict[str, Any] | None = None,
+    ) -> None:
+        """End an instance as skipped; ``cascade`` fires its task's name with these kwargs."""
+        self._advance(instance, Event.SKIP)
+        instance.token = ''
+        instance.metadata.update(metadata or {})
+        if cascade is not None:
+            self._enqueue(instance.task, cascade, cause=instance.name)
+        self.settle()
+
+    def replay(
+        self,
+        instance: Instance,
+        *,
+        replacement_kwargs: Mapping[str, dict[str, Any]] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        due: int = 0,
+    ) -> Instance:
+        """Release a new instance in the place of this one; ``unless`` is not asked again."""
+        self._advance(instance, Event.REPLAY)
+        instance.token = ''
+        instance.metadata.update(metadata or {})
+        new = self.clone(instance)
+        new.received.update(replacement_kwargs or {})
+        new.due = due
+        task = self.session.configuration.get(instance.task)
+        if task is None:
+            raise InvalidTransition(
+                f'{instance.name} cannot be replayed: the session no longer has the '
+                f'trigger task {instance.task!r}',
+                instance=instance.name,
+                status=instance.status.value,
+                wanted=Event.REPLAY.value,
+            )
+        self._release(task, new)
+        self.settle()
+        return new
+
+    def set_status(
+        self,
+        instance: Instance,
+        status: Status,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        cascade: dict[str, Any] | None = None,
+    ) -> None:
+        """Set a status by hand, as far as the table lets a person do so."""
+        if instance.status not in BY_HAND.get(status, ()):
+            raise InvalidTransition(
+                f'{instance.name} is {instance.status}; it cannot be set to {status} by hand',
+                instance=instance.name,
+                status=instance.status.value,
+                wanted=status.value,
+            )
+        before = instance.status
+        instance.move(status, self.now)
+        instance.token = ''
+        if status in (Status.ABANDONED, Status.FAILED, Status.REVOKED):
+            instance.metadata['reason'] = 'by hand'
+        instance.metadata.update(metadata or {})
+        self._recount(instance, before)
+        if cascade is not None:
+            self._enqueue(instance.task, cascade, cause=instance.name)
+        if status in (Status.FAILED, Status.REVOKED):
+            self._fire_outcome(instance, status.value, {'reason': 'by hand'})
+        elif status is Status.ABANDONED and before is Status.UNSTARTED:
+            task = self.session.configuration.get(instance.task)
+            self._fire_abandoned(task, instance, 'by hand')
+        self.settle()
+
+    # ----------------------------------------------------------- configuration
+
+    def reconfigure(
+        self, configuration: Configuration, *, apply_past: bool, named: Collection[str] = ()
+    ) -> None:
+        """Change the session's configuration and look again at what waits.
+
+        The whole session must be loaded.
+
+        Args:
+            apply_past: Whether past firings reach what waits, and the tasks in ``named``
+                that have no instance.
+        """
+        old = self.session.configuration
+        self.session.configuration = self.new_configuration = configuration
+        self.session.head.digest = configuration.digest
+        self.changed = True
+        for instance in self._unstarted():
+            task = configuration.get(instance.task)
+            if task is None:
+                self._set_waits(instance, set())
+                self._abandon(old.get(instance.task), instance, 'removed')
+                continue
+            if apply_past:
+                self._receive_past(task, instance)
+            self.touch(instance)
+            self._set_waits(instance, instance.waits_for(task))
+            self._judge(task, instance)
+        if apply_past:
+            self._create_from_past(named)
+        self.settle()
+
+    def _receive_past(self, task: TaskConfig, instance: Instance) -> None:
+        for trigger in sorted(task.triggers - {task.and_every}):
+            past = self.session.latest_of(trigger)
+            if past is not None:
+                instance.receive(task, trigger, past.kwargs)
+
+    def _create_from_past(self, names: Collection[str]) -> None:
+        """Make the instances that these trigger tasks would have had from past firings."""
+        for name in sorted(names):
+            task = self.session.configuration[name]
+            if self.session.counts_of(name).total:
+                continue
+            payloads = [r.kwargs for r in self.session.history if r.trigger == task.and_every]
+            for kwargs in payloads:
+                self._judge(task, self._create(task, task.and_every, kwargs))
+            if not payloads and any(self.session.latest_of(t) for t in task.triggers):
+                self._judge(task, self._create(task, None, None))
+
+    def cancel(self, reason: str) -> None:
+        """Abandon what waits, now and later; the whole session must be loaded."""
+        self.session.head.cancelled = reason
+        self.changed = True
+        for instance in self._unstarted():
+            task = self.session.configuration.get(instance.task)
+            self._abandon(task, instance, f'cancelled: {reason}')
+        self.settle()
+
+
+def cascade_kwargs(result: Any) -> dict[str, Any]:
+    """Return the kwargs of a cascade: a mapping as it is, other results wrapped."""
+    if result is None:
+        return {}
+    if isinstance(result, Mapping):
+        return merged({}, result)
+    return {'result': result}

@@ -1,0 +1,203 @@
+"""Every error that this package raises on purpose.
+
+The tree::
+
+    TriggersError
+    ├── InvalidConfiguration (ValueError)   a configuration was refused; nothing changed
+    ├── InvalidFiring (ValueError)          a firing was refused; nothing changed
+    │   ├── EventConflict                   its event id was used for something else
+    │   └── UnheardTrigger                  nobody listens, and triggers_unheard = 'raise'
+    ├── InvalidTransition (ValueError)      an instance cannot go from its status to that one
+    ├── UnknownInstance (KeyError)          the session has no instance of that name
+    ├── UnknownKey (KeyError)               a registry has no class under that key
+    ├── MissingExtra (ImportError)          an optional dependency is not installed
+    ├── StorageNotConfigured                the settings name no usable storage
+    └── StorageUnavailable                  the storage did not answer; retrying is safe
+
+Errors carry their facts as attributes, so that code need not parse messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+__all__ = [
+    'EventConflict',
+    'InvalidConfiguration',
+    'InvalidFiring',
+    'InvalidTransition',
+    'MissingExtra',
+    'StorageNotConfigured',
+    'StorageUnavailable',
+    'TriggersError',
+    'UnheardTrigger',
+    'UnknownInstance',
+    'UnknownKey',
+    'get_context',
+    'with_context',
+]
+
+E = TypeVar('E', bound=BaseException)
+
+
+class TriggersError(Exception):
+    """The base of all errors of this package."""
+
+
+class InvalidConfiguration(TriggersError, ValueError):
+    """A configuration was refused whole; retrying it unchanged does not help.
+
+    Attributes:
+        task: The name of the trigger task at fault, or ``None``.
+        directive: The directive at fault (``after``, ``unless``, ...), or ``None``.
+    """
+
+    def __init__(self, message: str, *, task: str | None = None, directive: str | None = None):
+        place = ''.join(
+            f'{label} {value!r}: '
+            for label, value in (('trigger task', task), ('directive', directive))
+            if value is not None
+        )
+        super().__init__(place + message)
+        self.task = task
+        self.directive = directive
+
+
+class InvalidFiring(TriggersError, ValueError):
+    """A firing was refused and changed nothing; retrying it unchanged does not help.
+
+    Attributes:
+        uid: The session that it was meant for.
+        trigger: The trigger's name, as given.
+    """
+
+    def __init__(self, message: str, *, uid: Any = None, trigger: Any = None):
+        super().__init__(message)
+        self.uid = uid
+        self.trigger = trigger
+
+
+class EventConflict(InvalidFiring):
+    """An event id came again with another trigger or with other kwargs.
+
+    Attributes:
+        event_id: The event id that is taken.
+    """
+
+    def __init__(self, message: str, *, uid: str, trigger: str, event_id: str):
+        super().__init__(message, uid=uid, trigger=trigger)
+        self.event_id = event_id
+
+
+class UnheardTrigger(InvalidFiring):
+    """No trigger task listens to this trigger, and ``triggers_unheard`` is ``'raise'``."""
+
+
+class InvalidTransition(TriggersError, ValueError):
+    """An instance cannot take this step from the status that it has.
+
+    Attributes:
+        instance: The instance's name.
+        status: The status that it has.
+        wanted: What was asked for.
+    """
+
+    def __init__(self, message: str, *, instance: str, status: str, wanted: str):
+        super().__init__(message)
+        self.instance = instance
+        self.status = status
+        self.wanted = wanted
+
+
+class _QuietKeyError(TriggersError, KeyError):
+    def __str__(self) -> str:
+        # KeyError shows the repr of its argument, which makes prose unreadable.
+        return str(self.args[0])
+
+
+class UnknownInstance(_QuietKeyError):
+    """The session has no instance of this name.
+
+    Attributes:
+        uid: The session.
+        instance: The name that was looked for.
+    """
+
+    def __init__(self, uid: str, instance: str):
+        super().__init__(f'session {uid!r} has no instance {instance!r}')
+        self.uid = uid
+        self.instance = instance
+
+
+class UnknownKey(_QuietKeyError):
+    """A registry has no class under this key.
+
+    Attributes:
+        key: The key that was asked for.
+        known: The keys that there are, sorted.
+    """
+
+    def __init__(self, kind: str, key: object, known: Iterable[str]):
+        self.key = key
+        self.known = sorted(known)
+        names = ', '.join(self.known) or 'none'
+        super().__init__(f'unknown {kind} {key!r}; known are: {names}')
+
+
+class MissingExtra(TriggersError, ImportError):
+    """Something was asked for whose optional dependency is not installed.
+
+    Attributes:
+        extra: The extra that brings it: ``pip install 'celery_triggers[<extra>]'``.
+    """
+
+    def __init__(self, what: str, extra: str):
+        super().__init__(f"{what} needs an extra: pip install 'celery_triggers[{extra}]'")
+        self.extra = extra
+
+
+class StorageNotConfigured(TriggersError):
+    """The settings name no storage that could keep sessions; set ``triggers_storage``."""
+
+
+class StorageUnavailable(TriggersError):
+    """The storage did not answer.
+
+    Repeating the call with the same ``event_id`` is always safe: what was applied
+    once is found again and not applied twice.
+
+    Attributes:
+        event_id: The event id of the firing, also one that was made up; ``None`` for
+            other operations.
+        outcome_unknown: Whether the change may have been applied all the same.
+    """
+
+    def __init__(
+        self, message: str, *, event_id: str | None = None, outcome_unknown: bool = False
+    ):
+        super().__init__(message)
+        self.event_id = event_id
+        self.outcome_unknown = outcome_unknown
+
+
+def with_context(exc: E, context: Mapping[str, Any]) -> E:
+    """Attach facts to an exception, to be kept with the failed instance.
+
+    Args:
+        exc: Any exception.
+        context: JSON-serializable facts by name; they join those attached before.
+
+    Returns:
+        The same exception, so that ``raise with_context(ValueError(...), {...})`` works.
+    """
+    known = getattr(exc, 'context', None)
+    merged = {**known, **context} if isinstance(known, Mapping) else dict(context)
+    exc.context = merged  # type: ignore[attr-defined]
+    return exc
+
+
+def get_context(exc: BaseException) -> dict[str, Any]:
+    """Return the facts that :func:`with_context` attached, or an empty dict."""
+    context = getattr(exc, 'context', None)
+    return dict(context) if isinstance(context, Mapping) else {}
