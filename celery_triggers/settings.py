@@ -1,0 +1,158 @@
+"""The settings: their names, their defaults and what they mean.
+
+They are Celery settings with the prefix ``triggers_``, read from the application's
+configuration whenever they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery_triggers.exceptions import StorageNotConfigured
+
+__all__ = ['DEFAULTS', 'Settings']
+
+#: Every setting with its default.
+DEFAULTS: dict[str, Any] = {
+    'triggers_storage': None,
+    'triggers_storage_options': {},
+    'triggers_key_prefix': 'triggers',
+    'triggers_manager': 'default',
+    'triggers_runner': 'celery',
+    'triggers_serializer': 'json',
+    'triggers_history_limit': 1000,
+    'triggers_unheard': 'warn',
+    'triggers_lease': 60,
+}
+
+#: Celery's own settings that matter here, with what stands for their absence.
+_OF_CELERY: dict[str, Any] = {
+    'accept_content': ['json'],
+    'broker_url': None,
+    'result_backend': None,
+    'task_always_eager': False,
+}
+
+_URL_SCHEMES = {
+    'redis': 'redis',
+    'rediss': 'redis',
+    'memory': 'memory',
+    'sqlite': 'sql',
+    'postgresql': 'sql',
+    'mysql': 'sql',
+    'mariadb': 'sql',
+}
+
+
+class Settings:
+    """The settings of one application.
+
+    Args:
+        get: Looks a Celery setting up: ``get(name, default)``.
+        state: Returns something that differs when a setting was changed; without it,
+            nothing is remembered.
+    """
+
+    def __init__(
+        self, get: Callable[[str, Any], Any], state: Callable[[], object] | None = None
+    ):
+        self._get = get
+        self._state = state
+        self._frozen: tuple[object, Settings] | None = None
+        self._location: tuple[str, str | None] | None = None
+
+    def frozen(self) -> Settings:
+        """Return the settings as they are now, which are then looked up at no cost.
+
+        Looking a setting up in Celery's configuration takes some microseconds, and a
+        firing asks for ten.
+        """
+        if self._state is None:
+            return self
+        state = self._state()
+        if self._frozen is None or self._frozen[0] != state:
+            values = {name: self._get(name, default) for name, default in DEFAULTS.items()}
+            values |= {name: self._get(name, default) for name, default in _OF_CELERY.items()}
+            frozen = Settings(values.get)
+            frozen._location = self.storage_location_or_none()
+            for name in DEFAULTS:
+                short = name.removeprefix('triggers_')
+                setattr(frozen, short, getattr(frozen, short))
+            self._frozen = (state, frozen)
+        return self._frozen[1]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the setting ``triggers_<name>``, or its default."""
+        full_name = f'triggers_{name}'
+        if full_name not in DEFAULTS:
+            raise AttributeError(f'there is no setting {full_name!r}')
+        value = self._get(full_name, DEFAULTS[full_name])
+        return DEFAULTS[full_name] if value is None else value
+
+    @property
+    def accept_content(self) -> list[str]:
+        """The content types that may be read, Celery's ``accept_content``."""
+        return list(self._get('accept_content', ['json']))
+
+    def storage_location(self) -> tuple[str, str | None]:
+        """Return the registry key of the storage and its URL, if it has one.
+
+        Raises:
+            StorageNotConfigured: Nothing names a storage that keeps what it is given.
+        """
+        if self._location is not None:
+            return self._location
+        value = self._get('triggers_storage', None)
+        if value:
+            return self._located(str(value))
+        for name in ('result_backend', 'broker_url'):
+            url = self._get(name, None)
+            found = self._derived(url) if isinstance(url, str) else None
+            if found:
+                return found
+        raise StorageNotConfigured(
+            'no storage for sessions: set triggers_storage to a URL such as '
+            "'redis://localhost/0' or 'sqlite:///triggers.db' (neither the result backend "
+            'nor the broker can keep sessions)'
+        )
+
+    def storage_location_or_none(self) -> tuple[str, str | None] | None:
+        """As :meth:`storage_location`, with ``None`` instead of an error."""
+        try:
+            return self.storage_location()
+        except StorageNotConfigured:
+            return None
+
+    def _located(self, value: str) -> tuple[str, str | None]:
+        if '://' not in value:
+            if value == 'memory':
+                self._check_memory()
+            return value, None
+        scheme = value.removeprefix('db+').split('://', 1)[0].split('+', 1)[0]
+        key = _URL_SCHEMES.get(scheme, scheme)
+        if key == 'memory':
+            self._check_memory()
+        return key, value.removeprefix('db+')
+
+    def _derived(self, url: str) -> tuple[str, str | None] | None:
+        if url.startswith('db+'):
+            return self._located(url)
+        scheme = url.split('://', 1)[0]
+        if '://' in url and scheme in ('redis', 'rediss'):
+            return 'redis', url
+        if url.startswith('memory://'):
+            self._check_memory()
+            return 'memory', None
+        return None
+
+    def _check_memory(self) -> None:
+        """Refuse sessions in one process's memory where messages go to other processes."""
+        broker = self._get('broker_url', None) or ''
+        local = broker.startswith('memory://') or self._get('task_always_eager', False)
+        if not local and self.runner == 'celery':
+            raise StorageNotConfigured(
+                f'triggers_storage = memory keeps sessions in this process alone, but the '
+                f"broker {broker.split('@')[-1]!r} hands tasks to others, which would not find "
+                'them; set triggers_storage to a URL such as redis://localhost/0'
+            )

@@ -1,0 +1,32 @@
+"""Where sessions live. The names below are imported when they are first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celery_triggers.registry import storage_backends as storage_backends
+    from celery_triggers.storages.base import StorageBackend as StorageBackend
+    from celery_triggers.storages.memory import MemoryStorageBackend as MemoryStorageBackend
+    from celery_triggers.storages.redis import RedisStorageBackend as RedisStorageBackend
+    from celery_triggers.storages.sql import SQLStorageBackend as SQLStorageBackend
+    from celery_triggers.storages.view import TaskInstance as TaskInstance
+
+_HOMES = {
+    'MemoryStorageBackend': 'memory',
+    'RedisStorageBackend': 'redis',
+    'SQLStorageBackend': 'sql',
+    'StorageBackend': 'base',
+    'TaskInstance': 'view',
+}
+
+__all__ = [*_HOMES, 'storage_backends']
+
+
+def __getattr__(name: str) -> Any:
+    if name == 'storage_backends':
+        return import_module('celery_triggers.registry').storage_backends
+    if name in _HOMES:
+        return getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

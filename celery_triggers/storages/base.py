@@ -1,0 +1,218 @@
+"""The contract of a storage backend: read a slice, commit it, write one row.
+
+Siblings (memory, redis, sql, ...) implement the underscored methods and never meet.
+"""
+
+from __future__ import annotations
+
+import secrets
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from celery_triggers.engine.configuration import Configuration
+from celery_triggers.engine.names import check_uid
+from celery_triggers.engine.session import Plan, Session
+from celery_triggers.engine.step import Step
+from celery_triggers.exceptions import TriggersError
+from celery_triggers.settings import Settings
+from celery_triggers.storages.codec import codec_for
+from celery_triggers.storages.records import Commit, Request, Row, Slice, Write
+from celery_triggers.storages.translation import to_commit, to_request, to_session
+from celery_triggers.storages.view import SessionView
+from celery_triggers.wiring import Application, current_application
+
+__all__ = ['Snapshot', 'StorageBackend']
+
+_CONFIGURATIONS: OrderedDict[str, Configuration] = OrderedDict()
+_MOST_CONFIGURATIONS = 1000
+
+
+def remember_configuration(configuration: Configuration) -> Configuration:
+    """Keep a configuration in this process; content never changes under a digest."""
+    known = _CONFIGURATIONS.setdefault(configuration.digest, configuration)
+    if len(_CONFIGURATIONS) > _MOST_CONFIGURATIONS:
+        _CONFIGURATIONS.popitem(last=False)
+    return known
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """A slice of a session with what is needed to commit a step on it.
+
+    Attributes:
+        exists: Whether the session was there.
+        passed: Whether this very change had been committed before: its made-up event
+            id was found. The record is then among the session's events.
+    """
+
+    session: Session
+    slice: Slice
+    passing: str
+
+    @property
+    def exists(self) -> bool:
+        return bool(self.slice.version)
+
+    @property
+    def now(self) -> int:
+        return self.slice.now
+
+    @property
+    def passed(self) -> bool:
+        return f'p:{self.passing}' in self.slice.entries
+
+
+class StorageBackend(SessionView):
+    """One session's state in one storage.
+
+    Args:
+        uid: The session's uid, any non-empty string.
+        url: Where the storage is; without one, the ``triggers_storage`` of the current
+            Celery application.
+        application: Whose settings and trigger tasks apply; without one, the current
+            Celery application's.
+        options: Further options of the medium, over ``triggers_storage_options``.
+
+    Raises:
+        InvalidFiring: The uid cannot name a session.
+        StorageNotConfigured: There is neither a URL nor a setting.
+    """
+
+    #: The registry key; workers find the storage of a message by it.
+    key: ClassVar[str]
+
+    def __init__(
+        self,
+        uid: str,
+        url: str | None = None,
+        *,
+        application: Application | None = None,
+        **options: Any,
+    ):
+        self.uid = check_uid(uid)
+        self.application = application or current_application()
+        self.settings = self.application.settings.frozen()
+        self.url = url or self._url_of_settings()
+        known: dict[str, Any] = self.settings.storage_options
+        self.options = {**known, **options} if options else known
+        self.codec = codec_for(self.settings.serializer, tuple(self.settings.accept_content))
+        self._open()
+
+    def _url_of_settings(self) -> str | None:
+        key, url = self.settings.storage_location_or_none() or ('', None)
+        return url if key == self.key else None
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} {self.uid!r}>'
+
+    # ------------------------------------------------------- for the manager
+
+    def read(
+        self, plan: Plan, expected: Configuration | None = None, passing: str = ''
+    ) -> Snapshot:
+        """Read what ``plan`` asks for, in one round trip.
+
+        Args:
+            expected: The configuration that the plan was made for. If the session has
+                another one, that one is loaded, and the plan may not be enough.
+            passing: The made-up event id of the change that is being decided.
+        """
+        return self._snapshot(plan, self._read(to_request(plan, passing)), expected, passing)
+
+    def commit(self, snapshot: Snapshot, step: Step) -> Snapshot | None:
+        """Apply a step if nobody has changed the session since the snapshot.
+
+        Returns:
+            ``None`` if it was applied, else a fresh snapshot to decide on again.
+
+        Raises:
+            StorageUnavailable: No answer came; the step may have been applied.
+        """
+        version = secrets.token_hex(8)
+        commit = to_commit(
+            step, snapshot.slice, version, self.codec, int(self.settings.history_limit)
+        )
+        plan = snapshot.session.plan
+        fresh = self._commit(commit, to_request(plan, snapshot.passing))
+        if fresh is None or fresh.version == version:
+            # The medium may have repeated a commit whose answer was lost: the version
+            # that is there now is this one's, so it was applied.
+            return None
+        return self._snapshot(plan, fresh, snapshot.session.configuration, snapshot.passing)
+
+    def write(self, write: Write) -> tuple[bool, Row | None]:
+        """Change one row if a guard matches; the session's version stays as it is.
+
+        Returns:
+            Whether it was changed, and the row as it is now (``None``: no such row).
+        """
+        return self._write(write)
+
+    def delete(self) -> bool:
+        """Remove the session; tell whether there was one."""
+        return self._delete()
+
+    def configuration(self, digest: str) -> Configuration:
+        """Return a stored configuration.
+
+        Raises:
+            TriggersError: The storage does not have it, so it lost something.
+        """
+        known = _CONFIGURATIONS.get(digest)
+        if known is None:
+            text = self._configuration(digest)
+            if text is None:
+                raise TriggersError(
+                    f'session {self.uid!r} has a configuration ({digest}) that its storage '
+                    'does not hold; the storage has lost data'
+                )
+            known = remember_configuration(Configuration.from_text(text))
+        return known
+
+    def _snapshot(
+        self, plan: Plan, found: Slice, expected: Configuration | None, passing: str
+    ) -> Snapshot:
+        empty = expected if expected is not None else Configuration({})
+        session = to_session(self.uid, found, empty, plan, self.codec)
+        digest = session.head.digest
+        if digest and digest != empty.digest:
+            session.configuration = self.configuration(digest)
+        return Snapshot(session, found, passing)
+
+    # ------------------------------------------------------ for implementations
+
+    def _open(self) -> None:
+        """Prepare the medium; called once, from the constructor."""
+
+    @abstractmethod
+    def _read(self, request: Request) -> Slice:
+        """Read at one moment what is asked for."""
+
+    @abstractmethod
+    def _commit(self, commit: Commit, request: Request) -> Slice | None:
+        """Apply a commit whole, or answer with the slice as it is now."""
+
+    @abstractmethod
+    def _write(self, write: Write) -> tuple[bool, Row | None]:
+        """Apply a conditional write to one row."""
+
+    @abstractmethod
+    def _delete(self) -> bool:
+        """Remove everything of the session but its configuration."""
+
+    @abstractmethod
+    def _configuration(self, digest: str) -> str | None:
+        """Return the text of a stored configuration."""
+
+    @classmethod
+    @abstractmethod
+    def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
+        """Yield the uids of the sessions that begin with ``prefix``, in no order."""
+
+    @classmethod
+    def in_use(cls, settings: Settings) -> dict[str, Any]:
+        """Return the options that the settings give every storage of this class."""
+        return dict(settings.storage_options)

@@ -1,0 +1,1 @@
+return slice(cjson.decode(ARGV[1]))

@@ -1,0 +1,99 @@
+"""Sessions in this process's memory: for tests, eager applications and one-process runs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import ClassVar
+
+from celery_triggers.registry import storage_backends
+from celery_triggers.settings import Settings
+from celery_triggers.storages.base import StorageBackend
+from celery_triggers.storages.document import Document
+from celery_triggers.storages.records import Commit, Request, Row, Slice, Write
+
+__all__ = ['MemoryStorageBackend']
+
+
+class _Space:
+    """All sessions of one name, under one lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.documents: dict[str, Document] = {}
+        self.configurations: dict[str, str] = {}
+        # A lock that another thread holds while this process forks would stay held in
+        # the child for ever.
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self.lock = threading.Lock()
+
+
+@storage_backends.register('memory')
+class MemoryStorageBackend(StorageBackend):
+    """Keeps sessions in a dictionary of this process.
+
+    A URL ``memory://<name>`` names a space of its own; all others share one.
+    """
+
+    key = 'memory'
+    _spaces: ClassVar[dict[str, _Space]] = {}
+
+    def _open(self) -> None:
+        self._space = self._space_at(self.url)
+
+    @classmethod
+    def _space_at(cls, url: str | None) -> _Space:
+        name = url or ''
+        if name not in cls._spaces:
+            # setdefault is atomic: two threads get the same space.
+            cls._spaces.setdefault(name, _Space())
+        return cls._spaces[name]
+
+    @classmethod
+    def clear(cls, url: str | None = None) -> None:
+        """Forget every session of a space; for tests."""
+        space = cls._space_at(url)
+        with space.lock:
+            space.documents.clear()
+            space.configurations.clear()
+
+    def _read(self, request: Request) -> Slice:
+        with self._space.lock:
+            return self._document().read(request, _now())
+
+    def _commit(self, commit: Commit, request: Request) -> Slice | None:
+        now = _now()
+        with self._space.lock:
+            document = self._document()
+            if not document.commit(commit, now):
+                return document.read(request, now)
+            self._space.documents[self.uid] = document
+            if commit.configuration:
+                self._space.configurations.setdefault(*commit.configuration)
+            return None
+
+    def _write(self, write: Write) -> tuple[bool, Row | None]:
+        with self._space.lock:
+            return self._document().write(write, _now())
+
+    def _delete(self) -> bool:
+        with self._space.lock:
+            return self._space.documents.pop(self.uid, None) is not None
+
+    def _configuration(self, digest: str) -> str | None:
+        return self._space.configurations.get(digest)
+
+    def _document(self) -> Document:
+        return self._space.documents.get(self.uid) or Document()
+
+    @classmethod
+    def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
+        return iter([uid for uid in list(cls._space_at(url).documents) if uid.startswith(prefix)])
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

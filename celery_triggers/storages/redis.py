@@ -1,0 +1,307 @@
+"""Sessions in Redis: one Lua script for each read, commit and conditional write.
+
+Keys, all of one session in one slot (a fixed number of shards)::
+
+    <prefix>:{<shard>}:s:<uid>         hash: the session
+    <prefix>:{<shard>}:w:<uid>         zset: which instances wait for which trigger
+    <prefix>:{<shard>}:p:<uid, event>  string: what came of a change (ten minutes)
+    <prefix>:{<shard>}:c:<digest>      string: a configuration
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from celery_triggers.engine.names import instance_name, split_instance_name
+from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.registry import storage_backends
+from celery_triggers.settings import Settings
+from celery_triggers.storages.base import StorageBackend
+from celery_triggers.storages.records import (
+    STATE_COLUMNS,
+    Commit,
+    Request,
+    Row,
+    Slice,
+    StorageTime,
+    Write,
+)
+
+__all__ = ['RedisStorageBackend']
+
+#: Sessions are spread over so many hash tags. Never change it: keys would move.
+SHARDS = 64
+
+DEFAULT_URL = 'redis://localhost:6379/0'
+
+#: What redis-py is told unless ``triggers_storage_options`` says otherwise (seconds).
+#: Its own retries are off: :meth:`RedisStorageBackend._run` repeats what is safe.
+CLIENT_OPTIONS: dict[str, Any] = {'socket_timeout': 5.0, 'socket_connect_timeout': 2.0}
+
+_DOWN = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+)
+
+_json = json.JSONEncoder(separators=(',', ':'), ensure_ascii=False).encode
+
+_clients: dict[tuple[Any, ...], redis.Redis] = {}
+_clients_lock = threading.Lock()
+
+
+@lru_cache
+def _script(name: str) -> tuple[str, str]:
+    """Return a script's text and its SHA1 digest."""
+    folder = files('celery_triggers.storages') / 'lua'
+    text = '\n'.join((folder / f'{part}.lua').read_text() for part in ('slice', name))
+    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def client_for(url: str, options: dict[str, Any]) -> redis.Redis:
+    """Return this process's client for a URL; its connections are pooled."""
+    key = (url, *sorted((name, repr(value)) for name, value in options.items()))
+    client = _clients.get(key)
+    if client is None:
+        with _clients_lock:
+            client = _clients.get(key)
+            if client is None:
+                client = _clients[key] = redis.Redis.from_url(
+                    url,
+                    decode_responses=True,
+                    retry=Retry(NoBackoff(), 0),
+                    **{**CLIENT_OPTIONS, **options},
+                )
+    return client
+
+
+@storage_backends.register('redis')
+class RedisStorageBackend(StorageBackend):
+    """Keeps a session in Redis (or Valkey), 6.2 or later."""
+
+    key = 'redis'
+
+    def _open(self) -> None:
+        self.url = self.url or DEFAULT_URL
+        self._client = client_for(self.url, self.options)
+        base = _base(self.settings.key_prefix, self.uid)
+        self._base = base
+        self._keys = (f'{base}:s:{self.uid}', f'{base}:w:{self.uid}')
+
+    # ----------------------------------------------------------- the contract
+
+    def _read(self, request: Request) -> Slice:
+        keys = (*self._keys, self._passing_key(request.passing))
+        return _slice(self._run('read', keys, _asked(request)), request)
+
+    def _commit(self, commit: Commit, request: Request) -> Slice | None:
+        event, text, seconds = commit.passing or (request.passing, '', 0)
+        digest, configuration = commit.configuration or ('', '')
+        keys = (*self._keys, self._passing_key(event), f'{self._base}:c:{digest}')
+        changes = [
+            commit.expected,
+            f'{commit.incarnation} {commit.version}',
+            commit.head,
+            commit.puts,
+            commit.drops,
+            [(name, str(row.rev - 1), _pack(row)) for name, row in commit.rows.items()],
+            [_member(*wait) for wait in commit.waits_added],
+            [_member(*wait) for wait in commit.waits_removed],
+            text,
+            seconds,
+            configuration,
+        ]
+        found = self._run('commit', keys, _asked(request), _json(changes), changes=True)
+        return None if found is None else _slice(found, request)
+
+    def _write(self, write: Write) -> tuple[bool, Row | None]:
+        asked = [
+            write.name,
+            write.incarnation,
+            [_pairs(guard) for guard in write.guards],
+            _pairs(write.changes),
+        ]
+        applied, row = self._run('write', self._keys[:1], _json(asked), changes=True)
+        return bool(applied), _unpack(row) if row else None
+
+    def _delete(self) -> bool:
+        return bool(self._guarded(self._client.delete, *self._keys, changes=True))
+
+    def _configuration(self, digest: str) -> str | None:
+        text: str | None = self._guarded(self._client.get, f'{self._base}:c:{digest}')
+        return text
+
+    @classmethod
+    def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
+        url = url or DEFAULT_URL
+        client = client_for(url, cls.in_use(settings))
+        space, literal = (_literal(text) for text in (settings.key_prefix, prefix))
+        # A uid may look like the keys around it, which the pattern alone cannot tell.
+        own = re.compile(re.escape(settings.key_prefix) + r':\{\d+\}:s:(.+)', re.DOTALL)
+        found = set()
+        try:
+            for key in client.scan_iter(f'{space}:{{*}}:s:{literal}*', count=1000):
+                match = own.fullmatch(key)
+                if match and match[1].startswith(prefix):
+                    found.add(match[1])
+        except _DOWN as exc:
+            raise StorageUnavailable(f'Redis at {_public(url)} did not answer: {exc}') from exc
+        return iter(found)
+
+    # ---------------------------------------------------------------- helpers
+
+    def _passing_key(self, event: str) -> str:
+        name = f'{len(self.uid)}:{self.uid}{event}'
+        return f'{self._base}:p:{hashlib.sha256(name.encode()).hexdigest()[:32]}'
+
+    def _run(self, name: str, keys: Sequence[str], *args: str, changes: bool = False) -> Any:
+        text, digest = _script(name)
+        try:
+            return self._guarded(
+                self._client.execute_command,
+                'EVALSHA', digest, len(keys), *keys, *args,
+                changes=changes,
+            )
+        except redis.exceptions.NoScriptError:
+            return self._guarded(
+                self._client.execute_command,
+                'EVAL', text, len(keys), *keys, *args,
+                changes=changes,
+            )
+
+    def _guarded(self, call: Any, *args: Any, changes: bool = False) -> Any:
+        """Call Redis; repeat once, since a pooled connection may have been closed.
+
+        Repeating a change is safe: a commit meets its own version, and a conditional
+        write its own token.
+        """
+        try:
+            try:
+                return call(*args)
+            except redis.exceptions.ConnectionError:
+                time.sleep(0.01)
+                return call(*args)
+        except _DOWN as exc:
+            raise StorageUnavailable(
+                f'Redis at {_public(self.url)} did not answer: {exc}', outcome_unknown=changes
+            ) from exc
+
+
+def _slice(text: str, request: Request) -> Slice:
+    now, version, head, pairs, members, passing = json.loads(text)
+    result = Slice(int(now), version.partition(' ')[2], head)
+    # An empty list of Lua's comes as an empty object.
+    for key, value in zip(pairs[::2] if pairs else (), pairs[1::2] if pairs else (), strict=True):
+        if key.startswith('i:'):
+            result.rows[key[2:]] = _unpack(value)
+        elif key[1:2] == ':':
+            result.entries[key] = value
+    for member in members:
+        trigger, name = _wait(member)
+        if name in result.rows:
+            result.waiting.setdefault(trigger, []).append(name)
+    if passing:
+        result.entries[f'p:{request.passing}'] = passing
+    return result
+
+
+def _asked(request: Request) -> str:
+    if request.whole:
+        return '[true]'
+    prefixes = [_prefix(trigger) for trigger in request.triggers]
+    return _json([False, request.entries, request.names, prefixes])
+
+
+def _base(prefix: str, uid: str) -> str:
+    return f'{prefix}:{{{zlib.crc32(uid.encode()) % SHARDS}}}'
+
+
+def _literal(text: str) -> str:
+    """Return a pattern of Redis that matches this text alone."""
+    return re.sub(r'([*?\[\]\\^-])', r'\\\1', text)
+
+
+def _public(url: str | None) -> str:
+    """Return a URL without its password."""
+    scheme, _, rest = str(url).partition('://')
+    return f'{scheme}://{rest.rpartition("@")[2]}'
+
+
+def _prefix(trigger: str) -> str:
+    # The length first, so that no trigger's range holds another's members.
+    return f'{len(trigger)}:{trigger}:'
+
+
+def _member(trigger: str, name: str) -> str:
+    task, number = split_instance_name(name)
+    return f'{_prefix(trigger)}{number:010d}:{task}'
+
+
+def _wait(member: str) -> tuple[str, str]:
+    length, _, rest = member.partition(':')
+    trigger, rest = rest[: int(length)], rest[int(length) + 1 :]
+    return trigger, instance_name(rest[11:], int(rest[:10]))
+
+
+def _pairs(columns: Mapping[str, Any]) -> list[tuple[int, str]]:
+    return [(STATE_COLUMNS.index(name) + 1, _text(value)) for name, value in columns.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, StorageTime):
+        return f'+{value.offset}'
+    return _escape(str(value))
+
+
+_SEPARATORS = frozenset('%|\n+')
+
+
+def _escape(text: str) -> str:
+    """Keep the separators of a packed row out of a column."""
+    if _SEPARATORS.isdisjoint(text):
+        return text
+    for char in '%|\n+':
+        text = text.replace(char, f'%{ord(char):02X}')
+    return text
+
+
+def _unescape(text: str) -> str:
+    for char in '+\n|%':
+        text = text.replace(f'%{ord(char):02X}', char)
+    return text
+
+
+def _pack(row: Row) -> str:
+    return '|'.join(_escape(str(value)) for value in row[:-1]) + '\n' + row.body
+
+
+def _unpack(packed: str) -> Row:
+    state, _, body = packed.partition('\n')
+    rev, status, attempt, token, lease, sends, due, changed, claimed, task_id = state.split('|')
+    return Row(
+        int(rev),
+        status,
+        int(attempt),
+        _unescape(token),
+        int(lease),
+        int(sends),
+        int(due),
+        int(changed),
+        int(claimed),
+        _unescape(task_id),
+        body,
+    )

@@ -1,0 +1,360 @@
+"""Sessions in an SQL database, by SQLAlchemy Core. SQLite is the embedded default.
+
+A read is one transaction of at most four queries, a commit one transaction. Names can
+hold anything and be of any length, so keys are hashes of names and the names stand
+beside them for people to read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from celery_triggers.exceptions import MissingExtra, StorageNotConfigured, StorageUnavailable
+from celery_triggers.registry import storage_backends
+from celery_triggers.settings import Settings
+from celery_triggers.storages.base import StorageBackend
+from celery_triggers.storages.records import (
+    STATE_COLUMNS,
+    Commit,
+    Request,
+    Row,
+    Slice,
+    Write,
+    apply_write,
+)
+
+try:
+    import sqlalchemy as sa
+    from sqlalchemy import event
+    from sqlalchemy.exc import DBAPIError, IntegrityError
+    from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+    from celery_triggers.storages.sql_schema import Statements, Tables
+except ImportError as exc:
+    raise MissingExtra('the storage backend sql (SQLAlchemy)', 'sql') from exc
+
+__all__ = ['SQLStorageBackend']
+
+DEFAULT_URL = 'sqlite:///triggers.db'
+
+#: How long a statement waits for another process's transaction, in seconds.
+BUSY_SECONDS = 30.0
+
+#: The most names that one query lists; SQLite's limit is far above it.
+_CHUNK = 500
+
+
+class _Database:
+    """An engine with its tables, made once in each process."""
+
+    def __init__(self, url: str, prefix: str, options: dict[str, Any]):
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() != 'sqlite':
+            raise StorageNotConfigured(
+                f'the sql storage of this version keeps sessions in SQLite alone, not in '
+                f'{parsed.get_backend_name()}; use sqlite:///<file> or redis://...'
+            )
+        if parsed.database in (None, '', ':memory:'):
+            raise StorageNotConfigured(
+                'an SQLite database in memory is lost to every other process; name a file: '
+                'sqlite:///triggers.db'
+            )
+        self.tables = Tables(prefix)
+        self.statements = Statements(self.tables)
+        connect_args = {'timeout': BUSY_SECONDS, **options.get('connect_args', {})}
+        self.engine = sa.create_engine(parsed, **{**options, 'connect_args': connect_args})
+        event.listen(self.engine, 'connect', _on_connect)
+        event.listen(self.engine, 'begin', _on_begin)
+        with self.transaction(write=True) as connection:
+            self.tables.metadata.create_all(connection)
+
+    @contextmanager
+    def transaction(self, *, write: bool) -> Iterator[sa.Connection]:
+        """Open a transaction; a writing one holds the database's write lock from the start.
+
+        Raises:
+            StorageUnavailable: The database did not answer in time.
+        """
+        try:
+            with self.engine.connect() as connection:
+                with connection.execution_options(triggers_write=write).begin():
+                    yield connection
+        except IntegrityError:
+            raise
+        except (DBAPIError, PoolTimeoutError) as exc:
+            raise StorageUnavailable(
+                f'the database at {self.engine.url!r} did not answer: {exc}',
+                outcome_unknown=write,
+            ) from exc
+
+
+def _on_connect(connection: Any, _record: Any) -> None:
+    # Transactions begin where _on_begin says so, not where sqlite3 guesses.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute('PRAGMA journal_mode=WAL')
+    # In WAL mode a commit survives the death of any process; only a power cut may take
+    # the last ones, and the file stays sound.
+    cursor.execute('PRAGMA synchronous=NORMAL')
+    cursor.close()
+
+
+def _on_begin(connection: sa.Connection) -> None:
+    write = connection.get_execution_options().get('triggers_write')
+    connection.exec_driver_sql('BEGIN IMMEDIATE' if write else 'BEGIN')
+
+
+_databases: dict[tuple[Any, ...], _Database] = {}
+_databases_lock = threading.Lock()
+_inherited: list[_Database] = []
+
+
+def _after_fork() -> None:
+    """Leave the parent's connections alone: a child opens its own."""
+    global _databases_lock
+    _databases_lock = threading.Lock()
+    for database in _databases.values():
+        # Kept, so that they are not closed from here when they are collected.
+        _inherited.append(database)
+    _databases.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _database_for(url: str, prefix: str, options: dict[str, Any]) -> _Database:
+    key = (url, prefix, *sorted((name, repr(value)) for name, value in options.items()))
+    database = _databases.get(key)
+    if database is None:
+        with _databases_lock:
+            if key not in _databases:
+                _databases[key] = _Database(url, prefix, options)
+            database = _databases[key]
+    return database
+
+
+@storage_backends.register('sql')
+class SQLStorageBackend(StorageBackend):
+    """Keeps a session in an SQL database; several processes may share it."""
+
+    key = 'sql'
+
+    def _open(self) -> None:
+        self.url = self.url or DEFAULT_URL
+        self._database = _database_for(self.url, self.settings.key_prefix, self.options)
+        self._statements = self._database.statements
+        self._sid = _hash(self.uid)
+
+    # ----------------------------------------------------------- the contract
+
+    def _read(self, request: Request) -> Slice:
+        with self._database.transaction(write=False) as connection:
+            return self._slice(connection, request)
+
+    def _commit(self, commit: Commit, request: Request) -> Slice | None:
+        try:
+            with self._database.transaction(write=True) as connection:
+                if self._replace_session(connection, commit) and self._put_rows(
+                    connection, commit
+                ):
+                    self._put_rest(connection, commit)
+                    return None
+                connection.rollback()
+        except IntegrityError:
+            # Another process made the session in between; the fresh slice shows it.
+            pass
+        return self._read(request)
+
+    def _write(self, write: Write) -> tuple[bool, Row | None]:
+        place = {'in': self._sid, 'of': _hash(write.name)}
+        with self._database.transaction(write=True) as connection:
+            found = connection.execute(
+                self._statements.row_to_write, {**place, 'incarnation': write.incarnation}
+            ).one_or_none()
+            if found is None:
+                return False, None
+            row = Row(*found)
+            changed = apply_write(write, row, _now())
+            if changed is None:
+                return False, row
+            state = {name: getattr(changed, name) for name in STATE_COLUMNS}
+            connection.execute(self._statements.update_state, {**place, **state})
+            return True, changed
+
+    def _delete(self) -> bool:
+        with self._database.transaction(write=True) as connection:
+            counts = [
+                connection.execute(statement, {'sid': self._sid}).rowcount
+                for statement in self._statements.delete_session
+            ]
+        return bool(counts[0])
+
+    def _configuration(self, digest: str) -> str | None:
+        with self._database.transaction(write=False) as connection:
+            text: str | None = connection.scalar(
+                self._statements.configuration, {'digest': digest}
+            )
+        return text
+
+    @classmethod
+    def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
+        database = _database_for(url or DEFAULT_URL, settings.key_prefix, cls.in_use(settings))
+        with database.transaction(write=False) as connection:
+            found = connection.scalars(database.statements.uids).all()
+        # LIKE folds case in SQLite and treats some characters specially.
+        return iter([name for name in found if name.startswith(prefix)])
+
+    # ---------------------------------------------------------------- reading
+
+    def _slice(self, connection: sa.Connection, request: Request) -> Slice:
+        statements = self._statements
+        found = connection.execute(statements.session, {'sid': self._sid}).one_or_none()
+        result = Slice(_now(), *(found or ()))
+        if found is not None:
+            entries = self._select(
+                connection, statements.entries, statements.all_entries, request.entries, request
+            )
+            result.entries.update((name, value) for name, value in entries)
+            waiting = self._select(
+                connection, statements.waiting, statements.all_waiting, request.triggers, request
+            )
+            for trigger, name, *row in waiting:
+                result.waiting.setdefault(trigger, []).append(name)
+                result.rows[name] = Row(*row)
+            rows = self._select(
+                connection, statements.rows, statements.all_rows, request.names, request
+            )
+            result.rows.update((name, Row(*row)) for name, *row in rows)
+        if request.passing:
+            value = connection.scalar(
+                statements.passing,
+                {'sid': self._sid, 'eid': _hash(request.passing), 'now': result.now},
+            )
+            if value is not None:
+                result.entries[f'p:{request.passing}'] = value
+        return result
+
+    def _select(
+        self,
+        connection: sa.Connection,
+        some: Any,
+        all_: Any,
+        names: Sequence[str],
+        request: Request,
+    ) -> Iterator[Any]:
+        """Yield the rows of these names, or of all where the whole session is wanted."""
+        if request.whole:
+            yield from connection.execute(all_, {'sid': self._sid})
+            return
+        for ids in _chunked(names):
+            yield from connection.execute(some, {'sid': self._sid, 'ids': ids})
+
+    # ---------------------------------------------------------------- writing
+
+    def _replace_session(self, connection: sa.Connection, commit: Commit) -> bool:
+        """Move the session to the new version; tell whether the expected one was there."""
+        values = {
+            'version': commit.version, 'incarnation': commit.incarnation, 'head': commit.head,
+        }
+        if not commit.expected:
+            connection.execute(
+                self._statements.insert_session, {'sid': self._sid, 'uid': self.uid, **values}
+            )
+            return True
+        updated = connection.execute(
+            self._statements.update_session,
+            {'of': self._sid, 'expected': commit.expected, **values},
+        )
+        return updated.rowcount == 1
+
+    def _put_rows(self, connection: sa.Connection, commit: Commit) -> bool:
+        """Write the rows; tell whether each was still as it had been read."""
+        new = [
+            {'sid': self._sid, 'iid': _hash(name), 'name': name, **row._asdict()}
+            for name, row in commit.rows.items()
+            if row.rev == 1
+        ]
+        if new:
+            connection.execute(self._statements.insert_rows, new)
+        old = [
+            {'in': self._sid, 'of': _hash(name), 'before': row.rev - 1, **row._asdict()}
+            for name, row in commit.rows.items()
+            if row.rev > 1
+        ]
+        if not old:
+            return True
+        return connection.execute(self._statements.update_rows, old).rowcount == len(old)
+
+    def _put_rest(self, connection: sa.Connection, commit: Commit) -> None:
+        statements = self._statements
+        for ids in _chunked([*commit.drops, *commit.puts]):
+            connection.execute(statements.delete_entries, {'sid': self._sid, 'ids': ids})
+        changes: list[tuple[Any, list[dict[str, Any]]]] = [
+            (
+                statements.insert_entries,
+                [
+                    {'sid': self._sid, 'eid': _hash(key), 'name': key, 'value': value}
+                    for key, value in commit.puts.items()
+                ],
+            ),
+            (
+                statements.delete_waits,
+                [
+                    {'in': self._sid, 'of_trigger': _hash(trigger), 'of_instance': _hash(name)}
+                    for trigger, name in commit.waits_removed
+                ],
+            ),
+            (
+                statements.insert_waits,
+                [
+                    {'sid': self._sid, 'tid': _hash(t), 'iid': _hash(name), 'trigger': t}
+                    for t, name in commit.waits_added
+                ],
+            ),
+        ]
+        for statement, parameters in changes:
+            if parameters:
+                connection.execute(statement, parameters)
+        self._put_passing(connection, commit)
+        self._put_configuration(connection, commit)
+
+    def _put_passing(self, connection: sa.Connection, commit: Commit) -> None:
+        if commit.passing is None:
+            return
+        now = _now()
+        name, value, seconds = commit.passing
+        until = now + seconds * 1000
+        connection.execute(self._statements.delete_passing, {'now': now})
+        connection.execute(
+            self._statements.insert_passing,
+            {'sid': self._sid, 'eid': _hash(name), 'value': value, 'until': until},
+        )
+
+    def _put_configuration(self, connection: sa.Connection, commit: Commit) -> None:
+        if commit.configuration is None:
+            return
+        digest, text = commit.configuration
+        if connection.scalar(self._statements.configuration, {'digest': digest}) is None:
+            connection.execute(
+                self._statements.insert_configuration, {'digest': digest, 'text': text}
+            )
+
+
+def _chunked(names: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the hashes of names, so many at a time."""
+    for start in range(0, len(names), _CHUNK):
+        yield [_hash(name) for name in names[start : start + _CHUNK]]
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
