@@ -1,0 +1,308 @@
+"""Read, decide, commit: how every change of a session is made.
+
+No lock is held: a step is decided on a slice and committed if the session has not
+changed since, else it is decided again on the fresh slice that comes with the refusal.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from celery_triggers.engine.configuration import Configuration
+from celery_triggers.engine.session import EventRecord, NotLoaded, Plan
+from celery_triggers.engine.step import Step
+from celery_triggers.exceptions import EventConflict, StorageUnavailable
+from celery_triggers.storages.base import Snapshot, StorageBackend
+
+T = TypeVar('T')
+
+#: How many conflicts are answered at once, and then the pauses before further attempts
+#: (seconds; each is random up to twice the one before, so that processes that met once
+#: do not meet for ever).
+AT_ONCE = 1
+FIRST_PAUSE = 0.004
+MOST_PAUSE = 0.2
+
+
+def new_task_id() -> str:
+    """Return a task id as Celery makes them."""
+    return str(uuid.uuid4())
+
+
+@dataclass(slots=True)
+class Outcome(Generic[T]):
+    """What came of a change.
+
+    Attributes:
+        event_id: The id under which the change is known.
+        record: What it did, also if an earlier attempt or call did it.
+        value: What the decision returned; ``None`` if this call decided nothing.
+        step: The committed step; ``None`` if this call committed nothing.
+        duplicate: Whether an earlier call with the same event id had done it.
+        manager: The registry key of the session's manager.
+    """
+
+    event_id: str
+    record: EventRecord
+    value: T | None
+    step: Step | None
+    duplicate: bool
+    manager: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskRead:
+    """A question to a storage: read a slice."""
+
+    storage: StorageBackend
+    plan: Plan
+    configuration: Configuration
+    passing: str
+
+    def run(self) -> Snapshot | None:
+        """Ask it alone."""
+        return self.storage.read(self.plan, self.configuration, self.passing)
+
+
+@dataclass(frozen=True, slots=True)
+class AskCommit:
+    """A question to a storage: commit a step; the answer is a fresh slice or ``None``."""
+
+    storage: StorageBackend
+    snapshot: Snapshot
+    step: Step
+
+    def run(self) -> Snapshot | None:
+        """Ask it alone."""
+        return self.storage.commit(self.snapshot, self.step)
+
+
+Ask = AskRead | AskCommit
+Asking = Generator[Ask, 'Snapshot | None', T]
+Steps = Generator[Ask, 'Snapshot | None', 'Outcome[T]']
+
+
+class Change(Generic[T]):
+    """One change of one session.
+
+    Args:
+        storage: The session's storage.
+        planner: Returns what must be read, given the session's configuration.
+        decide: Makes the change on a step and returns a value; may be called again.
+        manager: The registry key of the manager, for a session that is new.
+        finalizing: Tells whether the manager with a key fires ``sessionFinalized``.
+        event_id: The application's id for this change, or ``None``.
+        identity: What the event id stands for, ``(trigger, kwargs)``.
+    """
+
+    def __init__(
+        self,
+        storage: StorageBackend,
+        planner: Callable[[Configuration, bool], Plan],
+        decide: Callable[[Step], T],
+        *,
+        manager: str,
+        finalizing: Callable[[str], bool],
+        event_id: str | None = None,
+        identity: tuple[str, Any] = ('', None),
+    ):
+        self.storage = storage
+        self.planner = planner
+        self.decide = decide
+        self.manager = manager
+        self.finalizing = finalizing
+        self.lasting = event_id is not None
+        self.event_id = event_id or secrets.token_hex(12)
+        self.call = secrets.token_hex(6)
+        self.trigger = identity[0]
+        self.digest = storage.codec.digest(*identity)
+        self.more = Plan(events=frozenset({self.event_id})) if self.lasting else Plan()
+
+    def make(self) -> Outcome[T]:
+        """Make the change.
+
+        Raises:
+            EventConflict: The event id stands for something else.
+            StorageUnavailable: The storage did not answer.
+        """
+        steps = self.steps()
+        try:
+            asked = next(steps)
+            while True:
+                asked = steps.send(asked.run())
+        except StopIteration as end:
+            outcome: Outcome[T] = end.value
+            return outcome
+        except StorageUnavailable as exc:
+            exc.event_id = self.event_id
+            raise
+
+    def steps(self) -> Steps[T]:
+        """Make the change, but let the caller ask the storage.
+
+        Yields what to ask and takes the answer, so that many changes can share their
+        round trips; returns the outcome.
+        """
+        configuration = self.storage.application.configuration_for(self.storage.uid)
+        snapshot = yield from self._read(configuration, self.manager)
+        attempts = 0
+        while True:
+            snapshot = yield from self._fitting(snapshot, configuration)
+            configuration = snapshot.session.configuration
+            earlier = self._earlier(snapshot)
+            if earlier is not None:
+                # This call's own record is that of a commit whose answer was lost.
+                return self._outcome(earlier, snapshot, duplicate=earlier.call != self.call)
+            step = self._step(snapshot)
+            try:
+                value = self.decide(step)
+            except NotLoaded as need:
+                self.more = self.more | need.plan
+                snapshot = yield from self._read(configuration, snapshot.session.head.manager)
+                continue
+            record = EventRecord(
+                self.digest, self.trigger, step.now, self.lasting, self.call
+            )
+            if step.records:
+                record.heard_by = step.records[0].heard_by
+            if not step.changed:
+                return self._outcome(record, snapshot, value=value)
+            step.remember(self.event_id, record)
+            fresh = yield AskCommit(self.storage, snapshot, step)
+            if fresh is None:
+                return self._outcome(record, snapshot, value=value, step=step)
+            attempts += 1
+            snapshot = yield from self._after_conflict(fresh, attempts)
+
+    def _after_conflict(self, fresh: Snapshot, attempts: int) -> Asking[Snapshot]:
+        """Return what to decide on next.
+
+        At first that is the slice that came with the refusal. In a session that many
+        fire into at once it is soon outdated too: then a pause lets others through, and
+        a new slice is read after it.
+        """
+        if attempts <= AT_ONCE:
+            return fresh
+        time.sleep(random.uniform(0, min(MOST_PAUSE, FIRST_PAUSE * 2 ** (attempts - AT_ONCE))))
+        snapshot = yield from self._read(
+            fresh.session.configuration, fresh.session.head.manager
+        )
+        return snapshot
+
+    def _plan(self, configuration: Configuration, manager: str) -> Plan:
+        plan = self.planner(configuration, self.finalizing(manager or self.manager))
+        return plan | self.more if self.more != Plan() else plan
+
+    def _read(self, configuration: Configuration, manager: str) -> Asking[Snapshot]:
+        # The id also where the application gave it: it may repeat, with the id of the
+        # error, a firing without one whose answer was lost.
+        plan = self._plan(configuration, manager)
+        snapshot = yield AskRead(self.storage, plan, configuration, self.event_id)
+        assert snapshot is not None
+        return snapshot
+
+    def _fitting(self, snapshot: Snapshot, expected: Configuration) -> Asking[Snapshot]:
+        """Read again if the session's own configuration asks for more than was read."""
+        session = snapshot.session
+        while session.configuration is not expected or (
+            session.head.manager and session.head.manager != self.manager
+        ):
+            expected = session.configuration
+            wanted = self._plan(expected, session.head.manager)
+            if session.plan.whole or session.plan == wanted:
+                return snapshot
+            snapshot = yield from self._read(expected, session.head.manager)
+            session = snapshot.session
+        return snapshot
+
+    def _earlier(self, snapshot: Snapshot) -> EventRecord | None:
+        record = snapshot.session.events.get(self.event_id)
+        if record is not None and self.lasting and record.digest != self.digest:
+            raise EventConflict(
+                f'event id {self.event_id!r} of session {self.storage.uid!r} stands for a '
+                f'firing of {record.trigger!r} with other content; use another id',
+                uid=self.storage.uid,
+                trigger=self.trigger,
+                event_id=self.event_id,
+            )
+        return record
+
+    def _step(self, snapshot: Snapshot) -> Step:
+        session = snapshot.session
+        finalizing = self.finalizing(session.head.manager or self.manager)
+        step = Step(session, snapshot.now, new_task_id, finalizing=finalizing)
+        if not snapshot.exists:
+            session.head.incarnation = secrets.token_hex(8)
+            session.head.manager = self.manager
+            session.head.created = snapshot.now
+            session.head.digest = session.configuration.digest
+            step.new_configuration = session.configuration
+        return step
+
+    def _outcome(
+        self,
+        record: EventRecord,
+        snapshot: Snapshot,
+        *,
+        value: T | None = None,
+        step: Step | None = None,
+        duplicate: bool = False,
+    ) -> Outcome[T]:
+        manager = snapshot.session.head.manager or self.manager
+        return Outcome(self.event_id, record, value, step, duplicate, manager)
+
+
+def make_all(changes: Sequence[Change[T]]) -> list[Outcome[T] | Exception]:
+    """Make changes of different sessions, which share their round trips.
+
+    Returns:
+        For each change its outcome, or what it raised; one that fails holds up no other.
+    """
+    results: dict[int, Outcome[T] | Exception] = {}
+    running = {index: change.steps() for index, change in enumerate(changes)}
+    answers: dict[int, Any] = dict.fromkeys(running)
+    while running:
+        asked: dict[int, Ask] = {}
+        for index, steps in list(running.items()):
+            answer = answers[index]
+            try:
+                if isinstance(answer, Exception):
+                    raise answer
+                asked[index] = steps.send(answer)
+            except StopIteration as end:
+                results[index] = end.value
+                del running[index]
+            except Exception as exc:  # noqa: BLE001
+                # Kept for the caller, who learns of it beside the others' outcomes.
+                if isinstance(exc, StorageUnavailable):
+                    exc.event_id = changes[index].event_id
+                results[index] = exc
+                del running[index]
+        answers = _ask_all(asked)
+    return [results[index] for index in range(len(changes))]
+
+
+def _ask_all(asked: dict[int, Ask]) -> dict[int, Any]:
+    """Ask questions together as far as a storage can answer them so."""
+    answers: dict[int, Any] = {}
+    for kind in (AskRead, AskCommit):
+        questions = [(index, ask) for index, ask in asked.items() if isinstance(ask, kind)]
+        for storage in {type(ask.storage) for _, ask in questions}:
+            group = [(i, ask) for i, ask in questions if type(ask.storage) is storage]
+            indexes = [index for index, _ in group]
+            if kind is AskRead:
+                found = storage.read_many(
+                    [(a.storage, a.plan, a.configuration, a.passing) for _, a in group]  # type: ignore[union-attr]
+                )
+            else:
+                found = storage.commit_many(
+                    [(a.storage, a.snapshot, a.step) for _, a in group]  # type: ignore[union-attr]
+                )
+            answers.update(zip(indexes, found, strict=True))
+    return answers

@@ -1,0 +1,207 @@
+"""How a session is controlled: changes made, what they released sent, hooks called.
+
+The operations themselves are :class:`celery_triggers.manager.TriggerManager`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from celery_triggers.change import Change, Outcome
+from celery_triggers.engine import plans
+from celery_triggers.engine.configuration import TaskConfig
+from celery_triggers.engine.session import Plan
+from celery_triggers.engine.step import Step
+from celery_triggers.engine.transitions import Status
+from celery_triggers.exceptions import TriggersError
+from celery_triggers.registry import trigger_managers
+from celery_triggers.storages.base import StorageBackend
+from celery_triggers.storages.view import TaskInstance
+
+__all__ = ['Controller', 'Release']
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar('T')
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A released instance on its way to a task runner.
+
+    Attributes:
+        config: The trigger task's configuration at the release.
+        header: What travels with the message, see :meth:`Controller.header`.
+    """
+
+    manager: Controller
+    instance: TaskInstance
+    config: TaskConfig
+    header: dict[str, Any] = field(default_factory=dict)
+
+
+class Controller:
+    """Controls one session; the base of all trigger managers.
+
+    Args:
+        storage: The session's storage backend.
+    """
+
+    #: Whether ``sessionFinalized`` is fired when nothing that counts is unresolved.
+    finalizing: ClassVar[bool] = False
+
+    #: The registry key of the runner for tasks without ``using``; ``None``: the setting
+    #: ``triggers_runner``.
+    default_task_runner_name: ClassVar[str | None] = None
+
+    def __init__(self, storage: StorageBackend):
+        self.storage = storage
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} of {self.storage!r}>'
+
+    @property
+    def uid(self) -> str:
+        """The session's uid."""
+        return self.storage.uid
+
+    @property
+    def key(self) -> str:
+        """The registry key of this manager's class.
+
+        Raises:
+            TriggersError: It has none, so that no worker could find it.
+        """
+        key = _key_of(type(self))
+        if key is None:
+            raise TriggersError(
+                f'{type(self).__qualname__} is not registered, so workers could not serve its '
+                "sessions: put @trigger_managers.register('<key>') on it, or offer it in the "
+                "entry point group 'celery_triggers.managers'"
+            )
+        return key
+
+    # ------------------------------------------------------------------- hooks
+
+    def _post_fire(self, trigger_name: str, tasks_scheduled: list[TaskInstance]) -> None:
+        """Called after a firing was applied and what it released was sent.
+
+        Also for cascades and outcomes, in the process that made the change, at most
+        once. An exception is logged and undoes nothing.
+        """
+
+    def _post_replay(self, task_instance: TaskInstance) -> None:
+        """Called after an instance was replayed, with the new one."""
+
+    def _post_skip(self, task_instance: TaskInstance, cascade: bool) -> None:
+        """Called after an instance was skipped by hand."""
+
+    def _hook(self, name: str, *args: Any, manager: str) -> None:
+        try:
+            getattr(self._serving(manager), name)(*args)
+        except Exception:
+            # Documented: hooks run after the commit and undo nothing.
+            logger.exception('hook %s of session %r failed', name, self.uid)
+
+    def _serving(self, key: str) -> Controller:
+        """Return the manager whose key the session stores; mostly this one."""
+        if key == _key_of(type(self)):
+            return self
+        manager: Controller = trigger_managers.get(key, self.storage)
+        return manager
+
+    # ----------------------------------------------------------------- changes
+
+    def change(
+        self,
+        planner: plans.Planner,
+        decide: Callable[[Step], T],
+        *,
+        event_id: str | None = None,
+        identity: tuple[str, Any] = ('', None),
+    ) -> Outcome[T]:
+        """Make a change of the session, then send what it released and call the hooks.
+
+        Args:
+            planner: Returns what must be read.
+            decide: Makes the change on a step; it may be called more than once.
+            event_id: The application's id for this change.
+            identity: What the id stands for, to tell a repeat from a conflict.
+        """
+        change = Change(
+            self.storage,
+            planner,
+            decide,
+            manager=self.key,
+            finalizing=_is_finalizing,
+            event_id=event_id,
+            identity=identity,
+        )
+        outcome = change.make()
+        if not outcome.duplicate:
+            self._follow_up(outcome)
+        return outcome
+
+    def _follow_up(self, outcome: Outcome[T]) -> None:
+        manager = self._serving(outcome.manager)
+        step = outcome.step
+        if step is None:
+            for name in outcome.record.released:
+                manager.dispatch(manager.storage[name])
+            return
+        errors: list[Exception] = []
+        for name in step.released:
+            instance = self.storage.wrap(step.session, step.touched[name])
+            try:
+                manager.dispatch(instance, step.session.head.incarnation)
+            except Exception as exc:  # noqa: BLE001
+                # Only what an eager task raised comes here; its siblings run first.
+                errors.append(exc)
+        for firing in step.records:
+            scheduled = [
+                self.storage.wrap(step.session, step.touched[name]) for name in firing.released
+            ]
+            self._hook('_post_fire', firing.trigger, scheduled, manager=outcome.manager)
+        if errors:
+            raise errors[0]
+
+    def dispatch(self, instance: TaskInstance, incarnation: str | None = None) -> None:
+        """Hand a scheduled instance to its task runner."""
+        if instance.config is None or instance.status is not Status.SCHEDULED:
+            return
+        if incarnation is None:
+            incarnation = self.storage.read(Plan()).session.head.incarnation
+        header = self.header(instance, incarnation)
+        self.storage.application.dispatch(Release(self, instance, instance.config, header))
+
+    def header(self, instance: TaskInstance, incarnation: str) -> dict[str, Any]:
+        """Return what travels in a released message's header ``triggers``.
+
+        Names and keys alone: ``uid``, ``incarnation``, ``instance``, ``task_id``,
+        ``attempt``, ``manager`` and ``storage``.
+        """
+        return {
+            'uid': self.uid,
+            'incarnation': incarnation,
+            'instance': instance.name,
+            'task_id': instance.task_id,
+            'attempt': instance.attempt,
+            'manager': self.key,
+            'storage': self.storage.key,
+        }
+
+
+_keys: dict[type, str | None] = {}
+
+
+def _key_of(class_: type) -> str | None:
+    if class_ not in _keys or _keys[class_] is None:
+        _keys[class_] = trigger_managers.key_of(class_)
+    return _keys[class_]
+
+
+def _is_finalizing(key: str) -> bool:
+    return bool(trigger_managers.get_class(key).finalizing)

@@ -1,0 +1,236 @@
+"""What a delivery of a released message does to its instance: claims it, ends it.
+
+A delivery is known by the message's header and by a token of its own. Late, doubled and
+foreign messages are ignored and logged: they change nothing and raise nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback as tracebacks
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kombu.exceptions import EncodeError
+
+from celery_triggers.change import Outcome
+from celery_triggers.controller import Controller
+from celery_triggers.engine import plans
+from celery_triggers.engine.instances import Instance
+from celery_triggers.engine.step import Step, cascade_kwargs
+from celery_triggers.engine.transitions import Status
+from celery_triggers.exceptions import InvalidTransition, get_context
+from celery_triggers.storages.records import StorageTime, Write
+
+__all__ = ['Delivery', 'exception_facts']
+
+logger = logging.getLogger(__name__)
+
+#: The keys of a header; one that lacks any is not this package's.
+HEADER_KEYS = frozenset(
+    {'uid', 'incarnation', 'instance', 'task_id', 'attempt', 'manager', 'storage'}
+)
+
+
+def exception_facts(
+    exc: BaseException | None, traceback: str | None = None
+) -> dict[str, Any]:
+    """Return what is kept of an exception: type, message, traceback and context."""
+    if exc is None:
+        return {'type': '', 'message': '', 'traceback': traceback or '', 'context': {}}
+    if traceback is None:
+        traceback = ''.join(tracebacks.format_exception(exc))
+    return {
+        'type': type(exc).__qualname__,
+        'message': str(exc),
+        'traceback': traceback,
+        'context': get_context(exc),
+    }
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One delivery of a released message.
+
+    Attributes:
+        manager: Of the session that the header names.
+        header: The message's header, see :meth:`Controller.header`.
+        token: This delivery's own, ``''`` for a task that makes no claim.
+    """
+
+    manager: Controller
+    header: Mapping[str, Any]
+    token: str = ''
+
+    @property
+    def name(self) -> str:
+        return str(self.header['instance'])
+
+    def claim(self) -> bool:
+        """Take the right to run the attempt; tell whether this delivery has it.
+
+        Repeating one's own claim is harmless.
+
+        Raises:
+            StorageUnavailable: The storage did not answer.
+        """
+        lease = int(float(self.manager.storage.settings.lease) * 1000)
+        expected = {'attempt': self.header['attempt'], 'task_id': self.header['task_id']}
+        granted, row = self.manager.storage.write(
+            Write(
+                self.name,
+                str(self.header['incarnation']),
+                guards=[
+                    {**expected, 'status': Status.SCHEDULED.value},
+                    {**expected, 'status': Status.RUNNING.value, 'token': self.token},
+                ],
+                changes={
+                    'status': Status.RUNNING.value,
+                    'token': self.token,
+                    'lease': StorageTime(lease),
+                    'claimed': StorageTime(),
+                },
+            )
+        )
+        if not granted:
+            state = f'{row.status}, attempt {row.attempt}' if row else 'gone'
+            self._ignore(f'cannot claim attempt {self.header["attempt"]}: the instance is {state}')
+        return granted
+
+    def finish(self, result: Any, log_level: int = 0) -> bool:
+        """End the instance with success; tell whether that counted."""
+        cascade = cascade_kwargs(result)
+        try:
+            kept = self.manager.storage.codec.copy([result, cascade])
+        except EncodeError as exc:
+            # Celery fails a task whose result its serializer cannot take; so does this.
+            return self.fail('result not serializable', exception_facts(exc), log_level)
+
+        def decide(step: Step, instance: Instance) -> None:
+            step.finish(instance, *kept)
+
+        return self._report('success', decide, log_level, needs_token=False)
+
+    def fail(self, reason: str, exception: Mapping[str, Any], log_level: int = 0) -> bool:
+        """End the instance with a failure; tell whether that counted."""
+        facts = {**exception, 'context': self._storable(exception.get('context') or {})}
+
+        def decide(step: Step, instance: Instance) -> None:
+            step.fail(instance, reason, facts)
+
+        return self._report(f'failure ({reason})', decide, log_level)
+
+    def revoke(self, reason: str) -> bool:
+        """End the instance as revoked; tell whether that counted."""
+        return self._report('revocation', lambda step, instance: step.revoke(instance, reason))
+
+    def retry(self, countdown: float) -> bool:
+        """Give the instance another attempt; tell whether it may be sent."""
+
+        def decide(step: Step, instance: Instance) -> None:
+            step.retry(instance, step.now + int(countdown * 1000) if countdown > 0 else 0)
+
+        return self._report('retry', decide)
+
+    def requeue(self) -> bool:
+        """Give the attempt back, to be claimed by another delivery."""
+        return self._report('requeue', lambda step, instance: step.requeue(instance))
+
+    def skip(self, metadata: Mapping[str, Any] | None, log_level: int = 0) -> bool:
+        """End the instance as skipped, at its code's wish."""
+        facts = self._storable(metadata or {})
+
+        def decide(step: Step, instance: Instance) -> None:
+            step.skip(instance, metadata=facts)
+
+        return self._report('skip', decide, log_level)
+
+    def replay(
+        self,
+        replacement_kwargs: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+        countdown: float,
+        log_level: int = 0,
+    ) -> bool:
+        """Put a new instance in the place of this one, at its code's wish."""
+        facts = self._storable(metadata or {})
+        kwargs = dict(self.manager.storage.codec.copy(dict(replacement_kwargs or {})))
+
+        def decide(step: Step, instance: Instance) -> None:
+            due = step.now + int(countdown * 1000) if countdown > 0 else 0
+            step.replay(instance, replacement_kwargs=kwargs, metadata=facts, due=due)
+
+        return self._report('replay', decide, log_level)
+
+    # ---------------------------------------------------------------- helpers
+
+    def _report(
+        self,
+        what: str,
+        decide: Callable[[Step, Instance], None],
+        log_level: int = 0,
+        *,
+        needs_token: bool = True,
+    ) -> bool:
+        def checked(step: Step) -> bool:
+            instance = self._mine(step, what, needs_token)
+            if instance is None:
+                return False
+            try:
+                decide(step, instance)
+            except InvalidTransition as exc:
+                # The slice is thrown away with what the step did to it so far.
+                step.changed = False
+                self._ignore(f'{what} ignored: {exc}')
+                return False
+            instance.log_level = max(instance.log_level, log_level)
+            return True
+
+        outcome: Outcome[bool] = self.manager.change(plans.outcome(self.name), checked)
+        return bool(outcome.value) or outcome.value is None
+
+    def _mine(self, step: Step, what: str, needs_token: bool) -> Instance | None:
+        """Return the instance if this delivery may end it now."""
+        instance = step.session.instance(self.name)
+        if (
+            instance is None
+            or step.session.head.incarnation != self.header['incarnation']
+            or instance.task_id != self.header['task_id']
+        ):
+            self._ignore(f'{what} ignored: the instance is gone')
+            return None
+        if instance.status is Status.RUNNING and needs_token and instance.token != self.token:
+            self._ignore(f'{what} ignored: another delivery runs the instance')
+            return None
+        if instance.status is Status.SCHEDULED and instance.attempt != self.header['attempt']:
+            self._ignore(f'{what} ignored: it is of attempt {self.header["attempt"]}')
+            return None
+        return instance
+
+    def _storable(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return facts for people; what cannot be serialized is kept as its repr."""
+        codec = self.manager.storage.codec
+        kept: dict[str, Any] = {}
+        for key, value in facts.items():
+            try:
+                kept[str(key)] = codec.copy([value])[0]
+            except EncodeError:
+                kept[str(key)] = repr(value)
+        return kept
+
+    def _ignore(self, message: str) -> None:
+        logger.info('%s of session %r: %s', self.name, self.header['uid'], message)
+
+
+def is_header(value: Any) -> bool:
+    """Tell whether a message header has the shape of this package's."""
+    return (
+        isinstance(value, Mapping)
+        and value.keys() >= HEADER_KEYS
+        and all(isinstance(value[key], str) for key in HEADER_KEYS - {'attempt'})
+        and isinstance(value['attempt'], int)
+        and isinstance(value.get('claim', ''), str)
+    )
+
+

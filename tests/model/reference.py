@@ -1,0 +1,357 @@
+"""The rules of triggers, said again as naively as possible.
+
+It keeps the whole session in plain lists and works everything out anew whenever it is
+asked: no index, no counters, no slices. It shares no code with the engine. What is not
+built yet (deadlines, gates, filters) is not here.
+
+Two decisions that the rules leave open, made as the engine makes them:
+
+- A waiting instance of a task that cannot be released before ``sessionFinalized`` does
+  not hold the finalization up. (Any outcome trigger counts as one that may come.)
+- A firing of ``andEvery`` goes to the first instance that waits for it, not to all.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+RESOLVED = {'abandoned', 'finished', 'replayed', 'skipped'}
+LOST = {'worker lost', 'time limit'}
+FINALIZED = 'sessionFinalized'
+OUTCOMES = (':failed', ':revoked', ':abandoned', ':expired')
+
+Json = dict[str, Any]
+
+
+class Refused(Exception):
+    """What the rules do not allow."""
+
+
+def holds(condition: Any, got: Any) -> bool:
+    if isinstance(condition, str):
+        return condition in got
+    if isinstance(condition, list):
+        return all(holds(member, got) for member in condition)
+    if 'any' in condition:
+        return any(holds(member, got) for member in condition['any'])
+    if 'all' in condition:
+        return holds(condition['all'], got)
+    return sum(holds(member, got) for member in condition['of']) >= condition['atLeast']
+
+
+def names(condition: Any) -> set[str]:
+    if isinstance(condition, str):
+        return {condition}
+    if isinstance(condition, dict):
+        condition = condition.get('any') or condition.get('all') or condition['of']
+    return {name for member in condition for name in names(member)}
+
+
+def merge(under: Any, over: Any) -> Any:
+    if not (isinstance(under, dict) and isinstance(over, dict)):
+        return over
+    both = {key: merge(under[key], over[key]) for key in under.keys() & over.keys()}
+    return {**under, **over, **both}
+
+
+class Task:
+    """A trigger task: what it waits for."""
+
+    def __init__(self, directives: Json):
+        self.after = directives.get('after') or []
+        self.every = directives.get('andEvery')
+        self.unless = directives.get('unless') or []
+        self.params = directives.get('withParams') or {}
+        self.wanted = [self.after, *([self.every] if self.every else [])]
+        self.triggers = names(self.wanted) | names(self.unless)
+
+
+class Instance:
+    """An execution of a trigger task: what it received and how it stands."""
+
+    def __init__(self, task: str, number: int, got: Json):
+        self.task, self.number, self.got = task, number, got
+        self.name = f'{task}#{number}'
+        self.status = 'unstarted'
+        self.reason = ''
+        self.claimed = False
+        self.attempt = self.depth = 0
+        self.parent: str | None = None
+
+
+class Reference:
+    """A session after any number of firings and outcomes."""
+
+    def __init__(self, configuration: Json, finalizing: bool):
+        self.tasks = {name: Task(value) for name, value in configuration.items()}
+        self.finalizing = finalizing
+        self.instances: list[Instance] = []
+        #: ``(trigger, kwargs, cause, event id)`` of everything that was applied.
+        self.history: list[tuple[str, Json, str | None, str | None]] = []
+        self.released: list[str] = []
+        self.events: dict[str, tuple[str, Json]] = {}
+        self.cancelled = False
+        self.queue: list[tuple[str, Json, str | None, str | None]] = []
+
+    # ----------------------------------------------------------------- looking
+
+    def of(self, task: str) -> list[Instance]:
+        return [i for i in self.instances if i.task == task]
+
+    def named(self, name: str) -> Instance:
+        return next(i for i in self.instances if i.name == name)
+
+    def ordered(self) -> list[Instance]:
+        return sorted(self.instances, key=lambda i: (i.task, i.number))
+
+    def past(self, trigger: str | None) -> list[Json]:
+        return [kwargs for name, kwargs, _, _ in self.history if name == trigger]
+
+    def kwargs(self, instance: Instance) -> Json:
+        task = self.tasks.get(instance.task)
+        return merge(task.params, instance.got) if task else instance.got
+
+    def unresolved_tasks(self) -> list[str]:
+        return [
+            name
+            for name in sorted(self.tasks)
+            if not self.of(name) or any(i.status not in RESOLVED for i in self.of(name))
+        ]
+
+    # ------------------------------------------------------------------ firing
+
+    def fire(self, trigger: str, kwargs: Json, event: str | None = None) -> bool:
+        """Fire by hand; return whether it was a repeat."""
+        if trigger == FINALIZED and self.finalizing:
+            raise Refused('fired by the manager alone')
+        if event in self.events:
+            if self.events[event] != (trigger, kwargs):
+                raise Refused('the event id stands for something else')
+            return True
+        if event is not None:
+            self.events[event] = (trigger, kwargs)
+        self.queue.append((trigger, kwargs, None, event))
+        self.settle()
+        return False
+
+    def settle(self) -> None:
+        while True:
+            while self.queue:
+                self.apply(*self.queue.pop(0))
+            if not (self.finalizing and self.is_over()):
+                return
+            self.queue.append((FINALIZED, {}, None, None))
+
+    def apply(self, trigger: str, kwargs: Json, cause: str | None, event: str | None) -> None:
+        for name in sorted(self.tasks):
+            task = self.tasks[name]
+            if trigger not in task.triggers:
+                continue
+            waiting = [i for i in self.of(name) if i.status == 'unstarted']
+            takers = [i for i in waiting if trigger not in i.got]
+            if trigger == task.every:
+                takers = takers[:1]
+            for instance in takers:
+                instance.got[trigger] = kwargs
+            if not self.of(name) or (trigger == task.every and not takers):
+                self.create(name, {trigger: kwargs})
+            self.judge_all(name)
+        self.history.append((trigger, kwargs, cause, event))
+
+    def create(self, name: str, got: Json) -> Instance:
+        task = self.tasks[name]
+        others = task.triggers - {task.every} - set(got)
+        latest = {other: self.past(other)[-1] for other in others if self.past(other)}
+        instance = Instance(name, len(self.of(name)), {**latest, **got})
+        self.instances.append(instance)
+        return instance
+
+    def judge_all(self, name: str) -> None:
+        task = self.tasks[name]
+        for instance in self.of(name):
+            if instance.status != 'unstarted':
+                continue
+            if self.cancelled or (task.unless and holds(task.unless, instance.got)):
+                self.abandon(instance, task)
+            elif holds(task.wanted, instance.got):
+                self.release(instance)
+
+    def release(self, instance: Instance) -> None:
+        instance.status = 'scheduled'
+        self.released.append(instance.name)
+
+    def abandon(self, instance: Instance, task: Task) -> None:
+        instance.status = 'abandoned'
+        missing = sorted(names(task.wanted) - set(instance.got))
+        self.end(instance, ':abandoned', missing=missing, received=sorted(instance.got))
+
+    def end(self, instance: Instance, outcome: str, **facts: Any) -> None:
+        kwargs = {'instance': instance.name, **facts} if outcome else facts
+        self.queue.append((instance.task + outcome, kwargs, instance.name, None))
+
+    # -------------------------------------------------------------- finalizing
+
+    def is_over(self) -> bool:
+        """Nothing that counts is unresolved, and something was fired."""
+        if not self.history or self.past(FINALIZED):
+            return False
+        later = set(self.tasks) - self.reachable()
+        for instance in self.instances:
+            waits_for_the_end = instance.status == 'unstarted' and instance.task in later
+            if instance.status not in RESOLVED and not waits_for_the_end:
+                return False
+        # No task has an instance that counts, so a task without one counts only if the
+        # application's own triggers are enough for it.
+        own = {t for task in self.tasks.values() for t in names(task.wanted)} - set(self.tasks)
+        own = {t for t in own if t != FINALIZED and not t.endswith(OUTCOMES)}
+        return not any(not self.of(n) and holds(t.wanted, own) for n, t in self.tasks.items())
+
+    def reachable(self) -> set[str]:
+        """The tasks that can be released without ``sessionFinalized``."""
+        triggers = {t for task in self.tasks.values() for t in names(task.wanted)} - {FINALIZED}
+        found: set[str] = set()
+        for _ in self.tasks:
+            got = {t for t in triggers if t not in self.tasks or t in found}
+            found = {name for name, task in self.tasks.items() if holds(task.wanted, got)}
+        return found
+
+    # ---------------------------------------------------------------- outcomes
+
+    def open(self, instance: Instance, token: bool = True) -> bool:
+        """Whether a delivery may end it; one without the claim only while nobody has it."""
+        return instance.status == 'scheduled' or (instance.status == 'running' and token)
+
+    def finish(self, instance: Instance, result: Json) -> bool:
+        late = instance.status == 'failed' and instance.reason in LOST
+        if not (late or self.open(instance)):
+            return False
+        instance.status = 'finished'
+        self.end(instance, '', **result)
+        self.settle()
+        return True
+
+    def fail(self, instance: Instance, reason: str, token: bool) -> bool:
+        if not self.open(instance, token):
+            return False
+        instance.status, instance.reason = 'failed', reason
+        self.end(instance, ':failed')
+        self.settle()
+        return True
+
+    def revoke(self, instance: Instance, token: bool) -> bool:
+        if not self.open(instance, token):
+            return False
+        instance.status = 'revoked'
+        self.end(instance, ':revoked')
+        self.settle()
+        return True
+
+    def claim(self, instance: Instance) -> bool:
+        if instance.status not in ('scheduled', 'running'):
+            return False
+        instance.status = 'running'
+        return True
+
+    def back(self, instance: Instance, attempts: int) -> bool:
+        """A retry or a requeue."""
+        if instance.status != 'running':
+            return False
+        instance.status = 'scheduled'
+        instance.attempt += attempts
+        return True
+
+    def skip(self, instance: Instance) -> bool:
+        """Its code skips it."""
+        if not self.open(instance):
+            return False
+        instance.status = 'skipped'
+        self.settle()
+        return True
+
+    def replay(self, instance: Instance, kwargs: Json, by_hand: bool) -> bool:
+        fits = instance.status in ('failed', 'revoked') if by_hand else self.open(instance)
+        if not fits or instance.task not in self.tasks:
+            return False
+        instance.status = 'replayed'
+        got = {**copy.deepcopy(instance.got), **kwargs}
+        new = Instance(instance.task, len(self.of(instance.task)), got)
+        new.parent, new.depth = instance.name, instance.depth + 1
+        self.instances.append(new)
+        self.release(new)
+        self.settle()
+        return True
+
+    def skip_by_hand(self, instance: Instance, cascade: Json | None) -> bool:
+        if instance.status not in ('failed', 'revoked'):
+            return False
+        instance.status = 'skipped'
+        if cascade is not None:
+            self.end(instance, '', **cascade)
+        self.settle()
+        return True
+
+    def set_status(self, instance: Instance, status: str, cascade: Json | None) -> bool:
+        before = instance.status
+        released = before in ('scheduled', 'running')
+        allowed = (
+            (status in RESOLVED and before not in RESOLVED)
+            or (status == 'failed' and released)
+            or (status == 'revoked' and (released or before == 'unstarted'))
+        )
+        if not allowed:
+            return False
+        instance.status, instance.reason = status, 'by hand'
+        if cascade is not None:
+            self.end(instance, '', **cascade)
+        if status in ('failed', 'revoked'):
+            self.end(instance, f':{status}')
+        elif status == 'abandoned' and before == 'unstarted':
+            self.abandon(instance, self.tasks[instance.task])
+        self.settle()
+        return True
+
+    # ----------------------------------------------------------- configuration
+
+    def update(self, configuration: Json, apply_past: bool) -> None:
+        self.tasks.update({name: Task(value) for name, value in configuration.items()})
+        for instance in self.ordered():
+            task = self.tasks.get(instance.task)
+            if instance.status != 'unstarted' or task is None:
+                continue
+            for trigger in task.triggers - {task.every} - set(instance.got):
+                if apply_past and self.past(trigger):
+                    instance.got[trigger] = self.past(trigger)[-1]
+            self.judge_all(instance.task) if self.last_of(instance) else None
+        for name in sorted(configuration) if apply_past else ():
+            task = self.tasks[name]
+            if self.of(name):
+                continue
+            for kwargs in self.past(task.every):
+                self.create(name, {task.every: kwargs})
+            if not self.of(name) and any(self.past(t) for t in task.triggers):
+                self.create(name, {})
+            self.judge_all(name)
+        self.settle()
+
+    def last_of(self, instance: Instance) -> bool:
+        waiting = [i for i in self.of(instance.task) if i.status == 'unstarted']
+        return instance is waiting[-1]
+
+    def remove(self, unwanted: set[str]) -> bool:
+        if unwanted - set(self.tasks):
+            return False
+        for instance in self.ordered():
+            if instance.task in unwanted and instance.status == 'unstarted':
+                self.abandon(instance, self.tasks[instance.task])
+        for name in unwanted:
+            del self.tasks[name]
+        self.settle()
+        return True
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        for instance in self.ordered():
+            if instance.status == 'unstarted':
+                self.abandon(instance, self.tasks[instance.task])
+        self.settle()
