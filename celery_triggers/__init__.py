@@ -1,0 +1,59 @@
+"""Run Celery tasks after several things have happened, in any order.
+
+The names below are imported when they are first used, so that importing this package
+costs next to nothing.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
+
+import celery_triggers.hook as _hook  # noqa: F401  (attaches itself to Celery)
+
+if TYPE_CHECKING:
+    from celery_triggers.app import Celery as Celery
+    from celery_triggers.app import shared_trigger_task as shared_trigger_task
+    from celery_triggers.engine.conditions import all_of as all_of
+    from celery_triggers.engine.conditions import any_of as any_of
+    from celery_triggers.engine.conditions import at_least as at_least
+    from celery_triggers.engine.configuration import TaskConfig as TaskConfig
+    from celery_triggers.engine.transitions import Status as Status
+    from celery_triggers.manager import FinalizingTriggerManager as FinalizingTriggerManager
+    from celery_triggers.manager import Firing as Firing
+    from celery_triggers.manager import TriggerManager as TriggerManager
+    from celery_triggers.storages.view import TaskInstance as TaskInstance
+    from celery_triggers.task import TaskContext as TaskContext
+    from celery_triggers.task import TriggerTask as TriggerTask
+    from celery_triggers.task import current_context as current_context
+
+__version__ = '0.1.0'
+
+_HOMES = {
+    'Celery': 'app',
+    'FinalizingTriggerManager': 'manager',
+    'Firing': 'manager',
+    'Status': 'engine.transitions',
+    'TaskConfig': 'engine.configuration',
+    'TaskContext': 'task',
+    'TaskInstance': 'storages.view',
+    'TriggerManager': 'manager',
+    'TriggerTask': 'task',
+    'all_of': 'engine.conditions',
+    'any_of': 'engine.conditions',
+    'at_least': 'engine.conditions',
+    'current_context': 'task',
+    'shared_trigger_task': 'app',
+}
+
+__all__ = ['__version__', *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}') from None
+    return getattr(_import_module(f'{__name__}.{home}'), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

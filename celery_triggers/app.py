@@ -1,0 +1,345 @@
+"""``app.triggers``: the wiring of everything below to one Celery application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+from celery import _state
+from celery.app.base import Celery as _Celery
+from kombu.exceptions import OperationalError
+
+from celery_triggers import signals
+from celery_triggers.decorator import Spoken, declare, declare_shared
+from celery_triggers.delivery import Delivery, exception_facts
+from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.manager import Firing, Release, TriggerManager
+from celery_triggers.registry import storage_backends, task_runners, trigger_managers
+from celery_triggers.runners import EagerError
+from celery_triggers.settings import Settings
+from celery_triggers.storages.base import StorageBackend
+from celery_triggers.workflow import Workflow, Workflows
+
+__all__ = ['Celery', 'Triggers', 'current_triggers', 'shared_trigger_task', 'triggers_of']
+
+logger = logging.getLogger(__name__)
+
+#: What a broker or a result backend that is down raises; the instance stays scheduled.
+_NOT_SENT = (OperationalError, OSError, RuntimeError)
+
+_made: threading.Lock = threading.Lock()
+
+
+class Triggers:
+    """Everything that an application does with triggers: ``app.triggers``."""
+
+    def __init__(self, app: Any):
+        self.app = app
+        self.settings = Settings(self._setting, self._state_of_settings)
+        self.workflows = Workflows()
+        self._runners: dict[str, Any] = {}
+        signals.connect()
+        app.task(
+            bind=True,
+            name='celery_triggers.replacement_failed',
+            shared=False,
+            # A result backend or a storage that is down: the report must not be lost.
+            autoretry_for=(OperationalError, OSError, StorageUnavailable),
+            retry_backoff=True,
+            max_retries=None,
+        )(_replacement_failed_in(self))
+
+    def __repr__(self) -> str:
+        return f'<Triggers of {self.app!r}>'
+
+    def _setting(self, name: str, default: Any) -> Any:
+        return self.app.conf.get(name, default)
+
+    def _state_of_settings(self) -> object:
+        """Return what differs when a setting was set: Celery keeps such changes apart."""
+        conf = self.app.conf
+        return id(conf), tuple(conf.changes.values()), self.app.configured
+
+    # ------------------------------------------------------------------ firing
+
+    def fire(
+        self,
+        uid: str,
+        trigger_name: str,
+        trigger_kwargs: Mapping[str, Any] | None = None,
+        *,
+        event_id: str | None = None,
+    ) -> Firing:
+        """Fire a trigger into a session: see :meth:`.TriggerManager.fire`."""
+        return self.session(uid).fire(trigger_name, trigger_kwargs, event_id=event_id)
+
+    async def afire(self, *args: Any, **kwargs: Any) -> Firing:
+        """As :meth:`fire`, awaited: the call runs in a thread."""
+        return await asyncio.to_thread(self.fire, *args, **kwargs)
+
+    def fire_many(self, firings: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> list[Firing]:
+        """Fire triggers one after the other.
+
+        Args:
+            firings: Tuples or mappings of the arguments of :meth:`fire`. All of them are
+                read before the first is fired. Each is applied whole or not at all; an
+                error leaves the earlier ones applied.
+        """
+        return [
+            self.fire(**firing) if isinstance(firing, Mapping) else self.fire(*firing)
+            for firing in list(firings)
+        ]
+
+    # ---------------------------------------------------------------- sessions
+
+    def session(
+        self,
+        uid: str,
+        manager: str | None = None,
+        storage: str | StorageBackend | None = None,
+    ) -> TriggerManager:
+        """Return the trigger manager of a session.
+
+        Args:
+            manager: A registry key; without one, the setting ``triggers_manager``.
+            storage: A registry key or a storage backend; without one, that of the
+                setting ``triggers_storage``.
+
+        Raises:
+            UnknownKey: There is no such manager or storage; the error lists those known.
+        """
+        if not isinstance(storage, StorageBackend):
+            storage = self.storage(uid, storage)
+        found: TriggerManager = trigger_managers.get(manager or storage.settings.manager, storage)
+        return found
+
+    def storage(self, uid: str, key: str | None = None) -> StorageBackend:
+        """Return the storage backend of a session."""
+        key, url = self._location(key)
+        found: StorageBackend = storage_backends.get(key, uid, url, application=self)
+        return found
+
+    def _location(self, key: str | None) -> tuple[str, str | None]:
+        """Return a storage's registry key and the URL that the settings give it."""
+        settings = self.settings.frozen()
+        if key is None:
+            return settings.storage_location()
+        configured, url = settings.storage_location_or_none() or ('', None)
+        return (configured, url) if key == configured else (key, None)
+
+    def sessions(self, prefix: str = '') -> Iterator[str]:
+        """Yield the uids of the sessions that begin with ``prefix``, in no order."""
+        key, url = self._location(None)
+        found: Iterator[str] = storage_backends.get_class(key).uids(url, self.settings, prefix)
+        return found
+
+    def delete(self, uid: str) -> bool:
+        """Cancel a session and remove it; tell whether there was one."""
+        manager = self.session(uid)
+        if not manager.storage.exists:
+            return False
+        manager.cancel('deleted')
+        return manager.storage.delete()
+
+    # ----------------------------------------------------------- configuration
+
+    @property
+    def tasks(self) -> dict[str, TaskConfig]:
+        """The trigger tasks of every session (the workflow ``''``) by name."""
+        return self.workflow('').tasks
+
+    def workflow(self, prefix: str) -> Workflow:
+        """Return the workflow of the uids that begin with ``prefix``."""
+        return Workflow(self, prefix)
+
+    def configure(self, configuration: Mapping[str, Any], sessions: str = '') -> None:
+        """Add trigger tasks, ``{name: directives}``, for the uids with a prefix.
+
+        Raises:
+            InvalidConfiguration: It was refused whole; nothing changed.
+        """
+        self.workflows.add(sessions, configuration)
+
+    def configuration_for(self, uid: str) -> Configuration:
+        """Return what a new session of this uid starts with."""
+        if not self.app.finalized:
+            self.app.finalize(auto=True)
+        return self.workflows.for_uid(uid)
+
+    def trigger_task(self, *args: Any, **options: Any) -> Any:
+        """Decorate a function, a :class:`.TriggerTask` class or a task as a trigger task.
+
+        Args:
+            after: What must have been fired: trigger names, tasks or a condition.
+            unless: What forbids it. For more than one trigger write
+                ``any_of(...)`` or ``all_of(...)``.
+            and_every: The trigger of which each firing asks for an instance.
+            with_params: Static kwargs, ``{trigger: {name: value}}``.
+            using: The key of a task runner.
+            sessions: The prefix of the uids that it is for.
+            trigger_name: Its name; ``t_<function>`` by default.
+            options: What ``@app.task`` takes; ``shared`` is ``False`` by default.
+
+        Raises:
+            TypeError: It decorates nothing that can be a trigger task.
+            InvalidConfiguration: A directive is wrong. Where a condition names tasks, the
+                error comes at the first use of the configuration.
+        """
+        spoken = Spoken(args, options)
+
+        def decorate(target: Any) -> Any:
+            task, declaration = declare(self.app, spoken, target)
+            self.workflows.declare([declaration])
+            return task
+
+        return decorate
+
+    # ------------------------------------------------- for the floors below
+
+    def async_result(self, task_id: str) -> Any:
+        """Return the Celery result of a task."""
+        return self.app.AsyncResult(task_id)
+
+    def delivery(self, header: Mapping[str, Any], token: str) -> Delivery:
+        """Return the delivery that a message's header and a token stand for.
+
+        Raises:
+            UnknownKey: The header names a manager or a storage that is not registered.
+        """
+        uid, manager, storage = (str(header[key]) for key in ('uid', 'manager', 'storage'))
+        return Delivery(self.session(uid, manager, storage), header, token)
+
+    def dispatch(self, release: Release) -> None:
+        """Hand a released instance to its task runner.
+
+        A broker that is down leaves the instance scheduled; anything else that keeps it
+        from being sent fails the instance and never what released it.
+        """
+        name = (
+            release.config.using
+            or release.manager.default_task_runner_name
+            or self.settings.runner
+        )
+        try:
+            self._runner(name).run(release)
+        except EagerError as exc:
+            raise exc.error from exc.error.__cause__
+        except _NOT_SENT as exc:
+            logger.error(
+                '%s of session %r stays scheduled, its message was not sent: %s',
+                release.instance.name, release.manager.uid, exc,
+            )
+        except Exception as exc:  # noqa: BLE001
+            # Whatever is wrong with one task is that instance's failure alone.
+            logger.error(
+                '%s of session %r cannot be dispatched: %s',
+                release.instance.name, release.manager.uid, exc,
+            )
+            Delivery(release.manager, release.header).fail(
+                'cannot be dispatched', exception_facts(exc)
+            )
+
+    def _runner(self, name: str) -> Any:
+        runner = self._runners.get(name)
+        if runner is None:
+            runner = self._runners[name] = task_runners.get(name, self.app)
+        return runner
+
+
+def _replacement_failed_in(triggers: Triggers) -> Callable[..., Any]:
+    """Return the error callback of a canvas that took the place of a trigger task."""
+
+    def replacement_failed(self: Any, task_id: str, header: dict[str, Any]) -> None:
+        result = triggers.app.AsyncResult(task_id)
+        try:
+            # The callbacks of a chord are sent before the chord's failure is stored.
+            stored = result.ready()
+            exc = result.result if stored and isinstance(result.result, BaseException) else None
+        except NotImplementedError:
+            # No result backend: the failure is known, if not its reason.
+            stored, exc = True, None
+        if not stored and self.request.retries < 5:
+            raise self.retry(countdown=0.2)
+        delivery = triggers.delivery(header, header.get('claim', ''))
+        delivery.fail('raised', exception_facts(exc))
+
+    return replacement_failed
+
+
+def triggers_of(app: Any) -> Triggers:
+    """Return ``app.triggers``, made when it is first asked for."""
+    found = vars(app).get('_celery_triggers')
+    if found is None:
+        with _made:
+            found = vars(app).get('_celery_triggers')
+            if found is None:
+                found = vars(app)['_celery_triggers'] = Triggers(app)
+    triggers: Triggers = found
+    return triggers
+
+
+def current_celery() -> Any:
+    """Return the current Celery application itself, not its proxy."""
+    return _state.get_current_app()
+
+
+def current_triggers() -> Triggers:
+    """Return ``app.triggers`` of the current Celery application."""
+    return triggers_of(current_celery())
+
+
+def wake_in_worker(app: Any) -> None:
+    """Attach to a worker's application if it has a storage or a trigger task.
+
+    An application that has neither stays as it would be without this package.
+    """
+    if app.conf.get('triggers_storage', None) or any(
+        getattr(task, 'takes_context', False) for task in app.tasks.values()
+    ):
+        triggers_of(app)
+
+
+def shared_trigger_task(*args: Any, **options: Any) -> Any:
+    """As ``@app.trigger_task``, for packages that do not know the application.
+
+    The trigger task is added to every application that has been or will be made.
+    """
+    spoken = Spoken(args, options)
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        task, declaration = declare_shared(spoken, function)
+
+        def add(app: Any) -> None:
+            triggers_of(app).workflows.declare([copy(declaration)])
+
+        _state.connect_on_app_finalize(add)
+        for app in _state._get_active_apps():  # type: ignore[attr-defined]
+            if app.finalized:
+                add(app)
+        return task
+
+    return decorate
+
+
+if TYPE_CHECKING:
+
+    class Celery(_Celery):
+        """A Celery application as type checkers should see it, with ``task_cls`` preset."""
+
+        triggers: Triggers
+
+        def trigger_task(self, **options: Any) -> Callable[[Any], Any]: ...
+
+else:
+
+    class Celery(_Celery):
+        """A Celery application whose ``task_cls`` is preset to :class:`TriggerTask`."""
+
+        task_cls = 'celery_triggers:TriggerTask'
+
+

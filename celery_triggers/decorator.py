@@ -1,0 +1,156 @@
+"""The decorator: what it says, and the Celery task and the declaration it makes."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from celery import Task
+from celery.app import shared_task
+from celery.local import PromiseProxy, Proxy
+
+from celery_triggers.engine.conditions import Condition
+from celery_triggers.exceptions import InvalidConfiguration
+from celery_triggers.task import TriggerTask, context_adapter
+from celery_triggers.workflow import Declaration
+
+__all__ = ['Spoken', 'declare', 'declare_shared']
+
+_DIRECTIVES = ('after', 'unless', 'and_every', 'with_params', 'using', 'within')
+_OWN = (*_DIRECTIVES, 'sessions', 'trigger_name')
+
+
+class Spoken:
+    """What ``@app.trigger_task(...)`` was told, sorted and checked as far as can be.
+
+    Attributes:
+        directives: Those that were given, with their Python names.
+        options: The rest, which are Celery's.
+    """
+
+    def __init__(self, args: tuple[Any, ...], options: dict[str, Any]):
+        if args:
+            raise TypeError(
+                '@app.trigger_task(...) needs at least after= or and_every=, '
+                f'and takes no positional argument, not {args[0]!r}'
+            )
+        given = dict(options)
+        self.sessions: str = given.pop('sessions', '')
+        self.trigger_name: str | None = given.pop('trigger_name', None)
+        self.directives = {name: given.pop(name) for name in _DIRECTIVES if name in given}
+        self.options = given
+        self._refuse_misspelled()
+        self._refuse_unconditional()
+        self._refuse_ambiguous_unless()
+
+    def _refuse_misspelled(self) -> None:
+        """Refuse what Celery would keep as an attribute of the task and never look at."""
+        for name in self.options:
+            meant = difflib.get_close_matches(name, _OWN, n=1, cutoff=0.75)
+            if meant and not hasattr(TriggerTask, name):
+                raise TypeError(f'@app.trigger_task has no {name}=; did you mean {meant[0]}=?')
+
+    def _refuse_unconditional(self) -> None:
+        if self.directives.get('after') is None and self.directives.get('and_every') is None:
+            raise InvalidConfiguration(
+                'it can never run: give it after= or and_every=', task=self.trigger_name
+            )
+
+    def _refuse_ambiguous_unless(self) -> None:
+        unless = self.directives.get('unless')
+        kind = type(unless)
+        plain = issubclass(kind, (list, tuple, set, frozenset)) and not issubclass(kind, Condition)
+        if plain and len(unless or ()) > 1:
+            raise InvalidConfiguration(
+                'a plain list of several triggers reads as "either" but means "all of them"; '
+                'write any_of(...) or all_of(...)',
+                task=self.trigger_name,
+                directive='unless',
+            )
+
+    def declaration(self, name: str, task: Any, target: Callable[[], Any]) -> Declaration:
+        """Return the declaration for a task with this default name."""
+        return Declaration(
+            self.sessions, self.trigger_name or name, self.directives, task=task, target=target
+        )
+
+
+def declare(app: Any, spoken: Spoken, target: Any) -> tuple[Any, Declaration]:
+    """Return what takes the place of a decorated function, class or task, and what it says.
+
+    Raises:
+        TypeError: It is none of these, or a task that has its options already.
+    """
+    kind = type(target)
+    if issubclass(kind, (Proxy, Task)):
+        if spoken.options:
+            raise TypeError(f'{sorted(spoken.options)}: the task has its options already')
+        name = target.__name__ if issubclass(kind, Proxy) else target.name
+        return target, spoken.declaration(
+            f't_{name.rpartition(".")[2]}', target, lambda: target
+        )
+    if inspect.isclass(target):
+        promise = _promise_of_class(app, target, spoken.options)
+        name = target.__name__
+        return target, spoken.declaration(
+            f't_{name[0].lower()}{name[1:]}', target, lambda: promise
+        )
+    if not callable(target):
+        raise TypeError(f'@app.trigger_task decorates functions and classes, not {target!r}')
+    task = _task_of_function(app, target, dict(spoken.options))
+    return task, spoken.declaration(f't_{target.__name__}', task, lambda: task)
+
+
+def declare_shared(spoken: Spoken, function: Callable[..., Any]) -> tuple[Any, Declaration]:
+    """As :func:`declare`, with a task that every application has."""
+    options = dict(spoken.options)
+    adapter = context_adapter(function, bind=options.pop('bind', False))
+    make: Any = shared_task
+    task = make(bind=True, takes_context=True, base=TriggerTask, **options)(adapter)
+    return task, spoken.declaration(f't_{function.__name__}', task, lambda: task)
+
+
+def _task_of_function(app: Any, function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    adapter = context_adapter(function, bind=options.pop('bind', False))
+    options.setdefault('base', _trigger_task_of(app))
+    # Celery shares the tasks of one application with every other one of the process.
+    # A trigger task belongs to the workflows of this one.
+    options.setdefault('shared', False)
+    return app.task(bind=True, takes_context=True, **options)(adapter)
+
+
+def _trigger_task_of(app: Any) -> type:
+    """Return a task class for trigger tasks that keeps what the application's class has."""
+    own: type = app.Task
+    if issubclass(own, TriggerTask):
+        return own
+    return type('TriggerTask', (TriggerTask, own), {'abstract': True})
+
+
+def _promise_of_class(app: Any, class_: type, options: dict[str, Any]) -> Any:
+    if not issubclass(class_, TriggerTask):
+        raise TypeError(
+            f'{class_.__name__} must derive from celery_triggers.TriggerTask and define '
+            '_run(self, context)'
+        )
+    promise = PromiseProxy(partial(_register_class, app, class_, options))
+    if app.finalized:
+        promise._get_current_object()
+    else:
+        app._pending.append(promise)
+    return promise
+
+
+def _register_class(app: Any, class_: type, options: dict[str, Any]) -> Any:
+    name = options.get('name') or getattr(class_, 'name', None)
+    name = name or app.gen_task_name(class_.__name__, class_.__module__)
+    if not app.finalized:
+        # register_task() would, and come back here for this very class.
+        app.finalize(auto=True)
+    if name in app._tasks:
+        return app._tasks[name]
+    members = {**options, 'name': name, '__module__': class_.__module__}
+    return app.register_task(type(class_.__name__, (class_,), members)(), **options)

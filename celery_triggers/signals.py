@@ -1,0 +1,281 @@
+"""Celery's signals, reported to the instance that a task runs for.
+
+In a process that runs tasks, a handler commits at once. What the worker's parent
+reports (revoked, unknown, rejected, lost tasks) goes through a queue. A task without
+the header ``triggers`` is nobody's here.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import signals, states
+from celery._state import get_current_task
+from celery.exceptions import Ignore, NotRegistered, Reject
+from celery.utils.serialization import UnpickleableExceptionWrapper
+
+from celery_triggers.delivery import Delivery, exception_facts, is_header
+from celery_triggers.exceptions import TriggersError
+from celery_triggers.reporter import Reporter
+from celery_triggers.task import (
+    ClaimRefused,
+    Replaced,
+    Replayed,
+    Skipped,
+    header_of,
+)
+
+__all__ = ['connect']
+
+logger = logging.getLogger(__name__)
+
+reporter = Reporter()
+
+#: Requests with a header that this worker's parent has received, by task id.
+_received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+
+
+def connect() -> None:
+    """Connect the handlers; connecting them again changes nothing."""
+    for signal, handler in (
+        (signals.task_received, on_received),
+        (signals.task_success, on_success),
+        (signals.task_failure, on_failure),
+        (signals.task_retry, on_retry),
+        (signals.task_revoked, on_revoked),
+        (signals.task_rejected, on_rejected),
+        (signals.task_unknown, on_unknown),
+        (signals.task_postrun, on_postrun),
+        (signals.worker_shutdown, on_shutdown),
+    ):
+        signal.connect(handler, weak=False, dispatch_uid=f'celery_triggers.{handler.__name__}')
+
+
+def on_received(sender: Any = None, request: Any = None, **_: Any) -> None:
+    """Remember a request: later signals of the parent may come without it."""
+    if is_header(request.request_dict.get('triggers')):
+        _received[request.id] = request
+
+
+def on_success(sender: Any = None, result: Any = None, **_: Any) -> None:
+    """Finish the instance; its task's name is fired with the result."""
+    delivery = _delivery(sender, sender.request)
+    if delivery is not None:
+        delivery.finish(result, _log_level(sender.request))
+
+
+def on_failure(
+    sender: Any = None,
+    task_id: str = '',
+    exception: BaseException | None = None,
+    einfo: Any = None,
+    **_: Any,
+) -> None:
+    """Fail the instance, here and now if its code runs here, else through the queue."""
+    running = get_current_task()
+    if running is not None and running.name == sender.name and sender.request.id == task_id:
+        delivery = _delivery(sender, sender.request)
+        if delivery is not None:
+            exception = _original(exception)
+            facts = exception_facts(exception, str(einfo.traceback) if einfo else None)
+            delivery.fail(_reason(exception), facts, _log_level(sender.request))
+        return
+    request = sender.request if sender.request.id == task_id else _context(task_id)
+    facts = exception_facts(exception, str(einfo.traceback) if einfo else None)
+
+    def report(delivery: Delivery) -> None:
+        if not _finished_after_all(sender, task_id, delivery):
+            delivery.fail(_reason(exception), facts)
+
+    _submit(sender, request, report)
+
+
+def on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: Any) -> None:
+    """Commit an eager retry. In a worker it was committed before it was sent."""
+    if request is not None and getattr(request, 'is_eager', False):
+        delivery = _delivery(sender, request)
+        if delivery is not None:
+            delivery.retry(0)
+
+
+def on_revoked(
+    sender: Any = None,
+    request: Any = None,
+    expired: bool = False,
+    terminated: bool = False,
+    **_: Any,
+) -> None:
+    """Revoke the instance, or fail it if its message had expired."""
+
+    def report(delivery: Delivery) -> None:
+        if expired:
+            facts = {**exception_facts(None), 'message': 'the message expired'}
+            delivery.fail('expired', facts)
+        else:
+            delivery.revoke('terminated' if terminated else 'revoked')
+
+    _submit(sender, request, report)
+
+
+def on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: Any) -> None:
+    """Fail the instance of a message that no worker can read."""
+    _fail_message(sender, message, 'rejected', exc)
+
+
+def on_unknown(sender: Any = None, message: Any = None, name: str = '', **_: Any) -> None:
+    """Fail the instance of a task that no worker here knows."""
+    _fail_message(sender, message, 'not registered', NotRegistered(name))
+
+
+def on_postrun(
+    sender: Any = None, task_id: str = '', retval: Any = None, state: Any = None, **_: Any
+) -> None:
+    """See to endings that have no signal: ``Ignore`` and ``Reject``."""
+    if state not in (states.IGNORED, states.REJECTED):
+        return
+    if isinstance(retval, (ClaimRefused, Replaced)):
+        return
+    request = sender.request
+    delivery = _delivery(sender, request)
+    if delivery is None:
+        return
+    level = _log_level(request)
+    if isinstance(retval, Reject):
+        _reject(sender, delivery, retval)
+    elif isinstance(retval, Ignore):
+        if isinstance(retval, Replayed):
+            facts = (retval.replacement_kwargs, retval.metadata, retval.countdown, level)
+            if not delivery.replay(*facts):
+                # Where this delivery still runs it, only a task that the session no longer
+                # has can be in the way; a stale delivery fails nothing either.
+                delivery.fail('cannot be replayed', exception_facts(None), level)
+        else:
+            delivery.skip(retval.metadata if isinstance(retval, Skipped) else None, level)
+        _store_none(sender, request)
+
+
+def on_shutdown(**_: Any) -> None:
+    """Let the parent's last reports reach the storage."""
+    if not reporter.flush():
+        logger.error('some reports about task instances did not reach the storage in time')
+
+
+# -------------------------------------------------------------------- helpers
+
+
+def _delivery(task: Any, request: Any) -> Delivery | None:
+    header = header_of(request)
+    if header is None:
+        return None
+    return _delivery_of(task.app, header, _token(request, header))
+
+
+def _token(request: Any, header: Mapping[str, Any]) -> str:
+    """Return a delivery's token; a replacement that makes no claim carries one."""
+    return str(request.get('triggers_token') or header.get('claim') or '')
+
+
+def _delivery_of(app: Any, header: Mapping[str, Any], token: str) -> Delivery | None:
+    try:
+        delivery: Delivery = app.triggers.delivery(header, token)
+    except TriggersError as exc:
+        # A header is data that anybody can send: what it names must be registered here.
+        logger.warning('a message with the header %r is ignored: %s', dict(header), exc)
+        return None
+    return delivery
+
+
+def _submit(task: Any, request: Any, report: Callable[[Delivery], object]) -> None:
+    """Report through the queue, for a request of this worker's parent."""
+    header = header_of(request)
+    if header is None:
+        return
+    token = _token(request, header)
+    app = task.app
+
+    def run() -> None:
+        delivery = _delivery_of(app, header, token)
+        if delivery is not None:
+            report(delivery)
+
+    reporter.submit(run)
+
+
+def _context(task_id: str) -> Any:
+    """Return the context of a request that the parent has received."""
+    request = _received.get(task_id)
+    return request._context if request is not None else None
+
+
+def _fail_message(consumer: Any, message: Any, reason: str, exc: Any) -> None:
+    header: Any = (getattr(message, 'headers', None) or {}).get('triggers')
+    if not is_header(header):
+        return
+    app = consumer.app
+    facts = exception_facts(exc if isinstance(exc, BaseException) else None, '')
+
+    def run() -> None:
+        delivery = _delivery_of(app, header, '')
+        if delivery is not None:
+            delivery.fail(reason, facts)
+
+    reporter.submit(run)
+
+
+def _original(exception: BaseException | None) -> BaseException | None:
+    """Return the exception that is being handled, for what Celery made of it.
+
+    One that cannot be pickled Celery replaces by a wrapper, or by one of a base class.
+    """
+    handled = sys.exc_info()[1]
+    if isinstance(exception, UnpickleableExceptionWrapper):
+        return handled or exception
+    return handled if handled and type(exception) in type(handled).__mro__ else exception
+
+
+def _reason(exception: BaseException | None) -> str:
+    """Say what kind of failure it was; the words in ``step.LOST`` may be taken back."""
+    if isinstance(exception, WorkerLostError):
+        return 'worker lost'
+    if isinstance(exception, TimeLimitExceeded):
+        return 'time limit'
+    return 'rejected' if isinstance(exception, Reject) else 'raised'
+
+
+def _finished_after_all(task: Any, task_id: str, delivery: Delivery) -> bool:
+    """Finish an instance whose result was stored before its worker was given up."""
+    try:
+        result = task.AsyncResult(task_id)
+        if result.state != states.SUCCESS:
+            return False
+        return delivery.finish(result.result)
+    except Exception:
+        # No backend, or one that is down: the report itself is all that is known.
+        logger.warning('the result of %s could not be read', task_id, exc_info=True)
+        return False
+
+
+def _reject(task: Any, delivery: Delivery, exc: Any) -> None:
+    if not exc.requeue:
+        delivery.fail('rejected', exception_facts(exc))
+        return
+    delivery.requeue()
+    if not task.acks_late:
+        # The broker has forgotten the message: requeueing it does nothing.
+        delivery.manager.dispatch(delivery.manager.storage[delivery.name])
+
+
+def _store_none(task: Any, request: Any) -> None:
+    """Give a task that ended without a result one, so that nobody waits for ever."""
+    if not request.is_eager and not task.ignore_result:
+        task.backend.mark_as_done(request.id, None, request)
+
+
+def _log_level(request: Any) -> int:
+    context = request.get('triggers_context')
+    return context.log_level if context is not None else 0

@@ -1,0 +1,387 @@
+"""The task class: tasks that can be released by triggers, and what they receive."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
+
+from celery import states
+from celery._state import get_current_task
+from celery.app import task as celery_task
+from celery.app.task import Task
+from celery.canvas import Signature, _chain
+from celery.canvas import chord as _chord
+from celery.exceptions import Ignore
+
+from celery_triggers.context import TaskContext
+from celery_triggers.delivery import Delivery, exception_facts, is_header
+from celery_triggers.exceptions import StorageUnavailable, TriggersError
+from celery_triggers.manager import TriggerManager
+
+__all__ = ['TaskContext', 'TriggerTask', 'current_context']
+
+#: Celery's answer to whether a result is wanted; not in its type stubs.
+_ignores_result: Any = celery_task.get_actual_ignore_result  # type: ignore[attr-defined]
+
+#: Seconds after which a message comes again whose claim met no storage.
+CLAIM_AGAIN = 5.0
+
+if TYPE_CHECKING:
+    _BaseTask = Task[Any, Any]
+elif os.environ.get('DJANGO_SETTINGS_MODULE') and find_spec('django'):
+    # Celery's Django fixup gives tasks ``delay_on_commit`` by a task class of its own,
+    # but only where no ``task_cls`` was chosen. It asks the same question as this does.
+    from celery.contrib.django.task import DjangoTask as _BaseTask
+else:
+    _BaseTask = Task
+
+
+class ClaimRefused(Ignore):
+    """A delivery may not run its attempt; the message is acknowledged, nothing happens."""
+
+
+class Replaced(Ignore):
+    """A task replaced itself; the replacement carries its claim."""
+
+
+class Skipped(Ignore):
+    """Raised by ``self.skip(...)``; the worker resolves the instance as skipped."""
+
+    def __init__(self, metadata: Mapping[str, Any] | None = None):
+        super().__init__('skipped')
+        self.metadata = dict(metadata or {})
+
+    def __reduce__(self) -> Any:
+        # Celery pickles it for the worker's parent, which must not stumble over metadata.
+        return Ignore, self.args
+
+
+class Replayed(Ignore):
+    """Raised by ``self.replay(...)``; the worker releases a new instance."""
+
+    def __init__(
+        self,
+        replacement_kwargs: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+        countdown: float,
+    ):
+        super().__init__('replayed')
+        self.replacement_kwargs = dict(replacement_kwargs or {})
+        self.metadata = dict(metadata or {})
+        self.countdown = countdown
+
+    def __reduce__(self) -> Any:
+        return Ignore, self.args
+
+
+def header_of(request: Any) -> dict[str, Any] | None:
+    """Return the header ``triggers`` of a task's request, if it has a proper one."""
+    headers = getattr(request, 'headers', None)
+    header = headers.get('triggers') if headers else None
+    return header if is_header(header) else None
+
+
+class TriggerTask(_BaseTask):
+    """A Celery task that can be released by triggers.
+
+    Use it for a whole application, ``Celery(..., task_cls='celery_triggers:TriggerTask')``,
+    or as a base class with a method ``_run(self, context)``. Tasks that nobody released
+    by a trigger behave as with :class:`celery.Task`.
+    """
+
+    abstract = True
+    Request = 'celery_triggers.request:TriggerRequest'
+
+    #: Whether its code receives a context rather than arguments.
+    takes_context = False
+
+    _stores_started = False
+
+    # --------------------------------------------------------------- the code
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run with a context: one that is given first, or that of the request."""
+        context, rest = self._context_and_rest(args, kwargs)
+        return self._run(context, *rest)
+
+    def _run(self, context: TaskContext, *args: Any, **kwargs: Any) -> Any:
+        """Do the work; to be overridden.
+
+        Args:
+            context: The context of this run.
+            args: In a chain, the previous result.
+            kwargs: Nothing; with it, type checkers accept overrides without ``args``.
+
+        Returns:
+            A mapping becomes the kwargs of the cascade; ``None`` becomes ``{}``;
+            anything else ``{"result": value}``.
+        """
+        raise NotImplementedError(f'{type(self).__name__} must define _run(self, context)')
+
+    def _context_and_rest(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[TaskContext, tuple[Any, ...]]:
+        if args and isinstance(args[0], TaskContext):
+            return args[0], args[1:]
+        if header_of(self.request) is None:
+            raise TriggersError(
+                f'{self.name} is a trigger task: fire a trigger to run it, or call it with '
+                'celery_triggers.testing.context(...) in a test'
+            )
+        return self._context(kwargs.get('trigger_kwargs')), args
+
+    def _context(self, trigger_kwargs: Mapping[str, Any] | None) -> TaskContext:
+        """Return the context of the request, made when it is first asked for."""
+        request: Any = self.request
+        known = request.get('triggers_context')
+        if known is not None:
+            return cast(TaskContext, known)
+        delivery = self._delivery()
+        assert delivery is not None
+        context = TaskContext(
+            cast(TriggerManager, delivery.manager),
+            delivery.name,
+            trigger_kwargs,
+            logger_name=self.name,
+            run=(str(delivery.header['task_id']), int(delivery.header['attempt'])),
+        )
+        request.triggers_context = context
+        return context
+
+    # ---------------------------------------------------------- what it may say
+
+    def skip(self, metadata: Mapping[str, Any] | None = None) -> Skipped:
+        """Return the exception that ends this instance as skipped: ``raise self.skip()``.
+
+        Nothing is fired, and the Celery result is ``None``.
+        """
+        return Skipped(metadata)
+
+    def replay(
+        self,
+        replacement_kwargs: Mapping[str, Any] | None = None,
+        exc: BaseException | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        countdown: float = 0,
+    ) -> BaseException:
+        """Return the exception that puts a new instance in this one's place.
+
+        Args:
+            replacement_kwargs: ``{trigger: kwargs}`` instead of what was fired.
+            exc: Why. It is kept with the instance, and raised once ``max_retries``
+                replays have led here.
+            metadata: Facts to keep with this instance.
+            countdown: Seconds before the new instance may run.
+        """
+        # Called as a function, in a test, it has no instance.
+        context = None if self.request.called_directly else current_context()
+        exists = context is not None and context.manager.storage.exists
+        depth = context.task_instance.depth if context is not None and exists else 0
+        if self.max_retries is not None and depth >= self.max_retries:
+            name = context.instance_name if context is not None else self.name
+            return exc or self.MaxRetriesExceededError(f'{name} was replayed {depth} times already')
+        facts = dict(metadata or {})
+        if exc is not None:
+            facts['exception'] = exception_facts(exc)
+        return Replayed(replacement_kwargs, facts, countdown)
+
+    # ------------------------------------------------------------ the delivery
+
+    def _delivery(self) -> Delivery | None:
+        """Return the delivery that this request is, or ``None`` without a header."""
+        request: Any = self.request
+        header = header_of(request)
+        if header is None:
+            return None
+        token = request.get('triggers_token')
+        if not token:
+            token = header.get('claim') or secrets.token_hex(8)
+            request.triggers_token = token
+        app: Any = self.app
+        return cast('Delivery | None', app.triggers.delivery(header, token))
+
+    @classmethod
+    def bind(cls, app: Any) -> Any:
+        """Bind to an application; from here on a delivery claims before its code runs."""
+        if cls._run is not TriggerTask._run:
+            cls.takes_context = True
+        if cls.takes_context and app.conf.task_reject_on_worker_lost is None:
+            # Celery acknowledges the late message of a lost process unless it is told
+            # otherwise; a trigger task that acknowledges late is meant to run again.
+            cls.reject_on_worker_lost = cls.reject_on_worker_lost is not False
+        bound = super().bind(app)
+        if cls.track_started:
+            # Celery would store STARTED before the claim, so that a doubled delivery
+            # turned a stored result back; the claim stores it instead.
+            cls._stores_started = True
+            cls.track_started = False
+        if not hasattr(cls.before_start, '_triggers_claim'):
+            cls.before_start = _claiming(cls.before_start)  # type: ignore[method-assign]
+        return bound
+
+    def _claim(self, kwargs: dict[str, Any]) -> None:
+        delivery = self._delivery()
+        if delivery is not None:
+            self._claim_or_ignore(delivery)
+            if not self.takes_context:
+                # The sender may have known it as a task that takes a context.
+                kwargs.pop('trigger_kwargs', None)
+        request: Any = self.request
+        if (
+            self._stores_started
+            and not request.is_eager
+            and not _ignores_result(self, request)
+        ):
+            self.backend.store_result(
+                request.id,
+                {'pid': os.getpid(), 'hostname': request.hostname},
+                states.STARTED,
+                request=request,
+            )
+
+    def _claim_or_ignore(self, delivery: Delivery) -> None:
+        try:
+            granted = delivery.claim()
+        except StorageUnavailable as exc:
+            # Rejecting does nothing for a message that was acknowledged early, so it is
+            # published again, the same but later.
+            super().signature_from_request(countdown=CLAIM_AGAIN).apply_async()
+            raise ClaimRefused(f'the storage is down; the message comes again: {exc}') from exc
+        if not granted:
+            raise ClaimRefused(f'{delivery.name} is not to be run by this delivery')
+
+    # ----------------------------------------------------- retry and replacement
+
+    def signature_from_request(self, *args: Any, **kwargs: Any) -> Signature:
+        """Return the signature of a retry; its header names the next attempt."""
+        signature = super().signature_from_request(*args, **kwargs)
+        headers = dict(signature.options.get('headers') or {})
+        if is_header(headers.get('triggers')):
+            headers.pop('triggers_token', None)
+            following = {k: v for k, v in headers['triggers'].items() if k != 'claim'}
+            headers['triggers'] = {**following, 'attempt': following['attempt'] + 1}
+            signature.options['headers'] = headers
+        return signature
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        """Send the task; the retry of an instance is committed before it is sent."""
+        header = (options.get('headers') or {}).get('triggers')
+        if header is not None and not self._commit_retry(header, options):
+            return self.AsyncResult(header['task_id'])
+        return super().apply_async(*args, **options)
+
+    def _commit_retry(self, header: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        request = self.request
+        current = None if request.called_directly or request.is_eager else header_of(request)
+        if current is None or (header['task_id'], header['attempt']) != (
+            current['task_id'],
+            current['attempt'] + 1,
+        ):
+            return True
+        delivery = self._delivery()
+        assert delivery is not None
+        return delivery.retry(_seconds_until(self.app, options))
+
+    def on_replace(self, sig: Signature) -> Any:
+        """Hand the claim over to the replacement, whose outcome counts for the instance."""
+        header = header_of(self.request)
+        if header is None or self.request.is_eager:
+            return super().on_replace(sig)
+        delivery = self._delivery()
+        assert delivery is not None
+        carried = {**header, 'claim': delivery.token}
+        if isinstance(sig, (_chain, _chord)):
+            failed = self.app.tasks['celery_triggers.replacement_failed']
+            sig.link_error(failed.s(header=carried))
+        for final in _finals(sig):
+            final.options['headers'] = {
+                **(final.options.get('headers') or {}), 'triggers': carried,
+            }
+        try:
+            return super().on_replace(sig)
+        except Ignore as exc:
+            raise Replaced(*exc.args) from exc
+
+
+def _finals(sig: Any) -> list[Any]:
+    """Return the signatures whose result is that of the whole, copies included."""
+    if isinstance(sig, _chord):
+        return _finals(sig.body)
+    if isinstance(sig, _chain):
+        # A frozen chain runs copies of its tasks, which stand in reverse order.
+        frozen: Any = getattr(sig, '_frozen', None)
+        last = [*sig.tasks[-1:], *(frozen[0][:1] if frozen else ())]
+        return [final for task in last for final in _finals(task)]
+    return [sig]
+
+
+def _seconds_until(app: Any, options: Mapping[str, Any]) -> float:
+    eta = options.get('eta')
+    if eta is not None:
+        return float(max(0.0, (eta - app.now()).total_seconds()))
+    return float(options.get('countdown') or 0)
+
+
+def _claiming(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a ``before_start`` that claims, then does what the original did."""
+    is_default = original is Task.before_start
+
+    def before_start(self: TriggerTask, task_id: str, args: Any, kwargs: Any) -> Any:
+        if self._stores_started or 'triggers' in (self.request.headers or ()):
+            self._claim(kwargs)
+        return None if is_default else original(self, task_id, args, kwargs)
+
+    before_start._triggers_claim = True  # type: ignore[attr-defined]
+    return before_start
+
+
+def context_adapter(function: Callable[..., Any], *, bind: bool) -> Callable[..., Any]:
+    """Return the ``run`` of a trigger task made from a function of a context."""
+
+    def run(self: TriggerTask, *args: Any, trigger_kwargs: Any = None) -> Any:
+        context, rest = self._context_and_rest(args, {'trigger_kwargs': trigger_kwargs})
+        return function(self, context, *rest) if bind else function(context, *rest)
+
+    for name in ('__name__', '__qualname__', '__module__', '__doc__'):
+        setattr(run, name, getattr(function, name, None))
+    returns = _return_annotation(function)
+    if returns is not inspect.Signature.empty:
+        # pydantic=True dumps what is annotated as a model.
+        run.__annotations__ = {'return': returns}
+    return run
+
+
+def _return_annotation(function: Callable[..., Any]) -> Any:
+    """Return the annotation itself where it is written as a string."""
+    annotation = inspect.signature(function).return_annotation
+    try:
+        return get_type_hints(function).get('return', annotation)
+    except (NameError, TypeError, AttributeError):
+        # A name in some annotation is not known (yet); nothing else depends on it.
+        return annotation
+
+
+def current_context() -> TaskContext:
+    """Return the context of the task that runs here, whatever kind of task it is.
+
+    Raises:
+        TriggersError: No task runs here, or it was not released by a trigger.
+    """
+    task: Any = get_current_task()
+    header = header_of(task.request) if task is not None else None
+    if task is None or header is None:
+        raise TriggersError('no task that was released by a trigger runs here')
+    if isinstance(task, TriggerTask):
+        return task._context((task.request.kwargs or {}).get('trigger_kwargs'))
+    delivery = task.app.triggers.delivery(header, '')
+    return TaskContext(
+        delivery.manager,
+        delivery.name,
+        None,
+        logger_name=task.name,
+        run=(str(header['task_id']), int(header['attempt'])),
+    )

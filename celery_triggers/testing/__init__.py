@@ -1,0 +1,23 @@
+"""The test kit: run trigger tasks as functions, and look at what a session did."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celery_triggers.testing.cases import (
+        TriggerManagerTestCaseMixin as TriggerManagerTestCaseMixin,
+    )
+    from celery_triggers.testing.kit import TriggersKit as TriggersKit
+    from celery_triggers.testing.kit import context as context
+
+_HOMES = {'TriggerManagerTestCaseMixin': 'cases', 'TriggersKit': 'kit', 'context': 'kit'}
+
+__all__ = ['TriggerManagerTestCaseMixin', 'TriggersKit', 'context']
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

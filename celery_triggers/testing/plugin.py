@@ -1,0 +1,43 @@
+"""The pytest plugin: the fixture ``triggers``. Imports nothing until it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from celery_triggers.testing.kit import TriggersKit
+
+#: What the fixture sets while a test runs. The broker's URL keeps a forgotten
+#: ``apply_async`` from reaching a real one.
+_SETTINGS = {
+    'broker_url': 'memory://',
+    'triggers_storage': 'memory',
+    'triggers_runner': 'threading',
+    'task_store_eager_result': True,
+}
+
+
+@pytest.fixture
+def triggers() -> Iterator[TriggersKit]:
+    """The current Celery application with sessions in memory and tasks in threads.
+
+    The settings that it changes are put back after the test, and its sessions forgotten.
+    """
+    from celery._state import get_current_app
+
+    from celery_triggers.testing.kit import TriggersKit
+
+    app: Any = get_current_app()
+    before = {name: app.conf.get(name) for name in _SETTINGS}
+    app.conf.update(_SETTINGS)
+    kit = TriggersKit(app)
+    kit.clear()
+    try:
+        yield kit
+        kit.join()
+    finally:
+        kit.clear()
+        app.conf.update(before)
