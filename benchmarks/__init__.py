@@ -1,0 +1,1 @@
+"""Benchmarks of celery_triggers: ``python -m benchmarks``."""
