@@ -110,6 +110,23 @@ def first(app: Any, client: Any, rounds: int) -> Row:
     return Row('fire that starts a session | GET', measured, baseline, 'ms', '')
 
 
+def in_bulk(app: Any) -> Row:
+    """Measure firing into 1,000 sessions at once beside firing one after the other."""
+    uid = fresh_uids('wait:')
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(5):
+        ours, theirs = ([(uid(), 'a', {'n': 1}) for _ in range(1000)] for _ in range(2))
+        start = time.perf_counter()
+        app.triggers.fire_many(ours)
+        middle = time.perf_counter()
+        for firing in theirs:
+            app.triggers.fire(*firing)
+        times[0].append(middle - start)
+        times[1].append(time.perf_counter() - middle)
+    measured, baseline = (statistics.median(column) for column in times)
+    return Row('fire_many of 1,000, each | fire', measured, baseline, 'ms', '')
+
+
 def releasing(app: Any, rounds: int) -> Row:
     """Measure a firing that releases one task beside sending that task."""
     fire, uid = app.triggers.fire, fresh_uids('go:')
@@ -184,6 +201,7 @@ def main() -> None:
     print(f'{"what | baseline":<52} {"measured":>9} {"baseline":>9}      ratio   budget')
     print(waiting(app, client, rounds).text(), flush=True)
     print(first(app, client, rounds).text(), flush=True)
+    print(in_bulk(app).text(), flush=True)
     print(releasing(app, rounds).text(), flush=True)
     print(growing(app, rounds).text(), flush=True)
     print(memory(app, client).text(), flush=True)

@@ -18,6 +18,7 @@ from celery_triggers.decorator import Spoken, declare, declare_shared
 from celery_triggers.delivery import Delivery, exception_facts
 from celery_triggers.engine.configuration import Configuration, TaskConfig
 from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.firing import ReadyFiring, fire_all
 from celery_triggers.manager import Firing, Release, TriggerManager
 from celery_triggers.registry import storage_backends, task_runners, trigger_managers
 from celery_triggers.runners import EagerError
@@ -83,17 +84,40 @@ class Triggers:
         return await asyncio.to_thread(self.fire, *args, **kwargs)
 
     def fire_many(self, firings: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> list[Firing]:
-        """Fire triggers one after the other.
+        """Fire many triggers in fewer round trips than one after the other takes.
+
+        Each is applied whole or not at all, as by :meth:`fire`; those into the same
+        session in the order given. On Redis, firings into different sessions share their
+        round trips, up to 200 at a time.
 
         Args:
-            firings: Tuples or mappings of the arguments of :meth:`fire`. All of them are
-                read before the first is fired. Each is applied whole or not at all; an
-                error leaves the earlier ones applied.
+            firings: Tuples or mappings of the arguments of :meth:`fire`.
+
+        Returns:
+            An answer for each.
+
+        Raises:
+            InvalidFiring: One was refused before anything was fired.
+            TriggersError: The first error that came while they were applied. Its
+                attribute ``firings`` has the answers by position, ``None`` for a firing
+                that was not made or of which that is unknown. With an event id for each,
+                repeating the whole call is safe.
         """
-        return [
-            self.fire(**firing) if isinstance(firing, Mapping) else self.fire(*firing)
-            for firing in list(firings)
+        ready = [
+            self._ready(**firing) if isinstance(firing, Mapping) else self._ready(*firing)
+            for firing in firings
         ]
+        return fire_all(ready)
+
+    def _ready(
+        self,
+        uid: str,
+        trigger_name: str,
+        trigger_kwargs: Mapping[str, Any] | None = None,
+        *,
+        event_id: str | None = None,
+    ) -> ReadyFiring:
+        return self.session(uid).ready(trigger_name, trigger_kwargs, event_id=event_id)
 
     # ---------------------------------------------------------------- sessions
 

@@ -18,7 +18,7 @@ from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.session import EventRecord, NotLoaded, Plan
 from celery_triggers.engine.step import Step
 from celery_triggers.exceptions import EventConflict, StorageUnavailable
-from celery_triggers.storages.base import Snapshot, StorageBackend
+from celery_triggers.storages.base import Question, Snapshot, StorageBackend
 
 T = TypeVar('T')
 
@@ -56,36 +56,7 @@ class Outcome(Generic[T]):
     manager: str
 
 
-@dataclass(frozen=True, slots=True)
-class AskRead:
-    """A question to a storage: read a slice."""
-
-    storage: StorageBackend
-    plan: Plan
-    configuration: Configuration
-    passing: str
-
-    def run(self) -> Snapshot | None:
-        """Ask it alone."""
-        return self.storage.read(self.plan, self.configuration, self.passing)
-
-
-@dataclass(frozen=True, slots=True)
-class AskCommit:
-    """A question to a storage: commit a step; the answer is a fresh slice or ``None``."""
-
-    storage: StorageBackend
-    snapshot: Snapshot
-    step: Step
-
-    def run(self) -> Snapshot | None:
-        """Ask it alone."""
-        return self.storage.commit(self.snapshot, self.step)
-
-
-Ask = AskRead | AskCommit
-Asking = Generator[Ask, 'Snapshot | None', T]
-Steps = Generator[Ask, 'Snapshot | None', 'Outcome[T]']
+Asking = Generator[Question, 'Snapshot | None', T]
 
 
 class Change(Generic[T]):
@@ -135,7 +106,7 @@ class Change(Generic[T]):
         try:
             asked = next(steps)
             while True:
-                asked = steps.send(asked.run())
+                asked = steps.send(asked.ask())
         except StopIteration as end:
             outcome: Outcome[T] = end.value
             return outcome
@@ -143,7 +114,7 @@ class Change(Generic[T]):
             exc.event_id = self.event_id
             raise
 
-    def steps(self) -> Steps[T]:
+    def steps(self) -> Asking[Outcome[T]]:
         """Make the change, but let the caller ask the storage.
 
         Yields what to ask and takes the answer, so that many changes can share their
@@ -174,7 +145,7 @@ class Change(Generic[T]):
             if not step.changed:
                 return self._outcome(record, snapshot, value=value)
             step.remember(self.event_id, record)
-            fresh = yield AskCommit(self.storage, snapshot, step)
+            fresh = yield self.storage.committing(snapshot, step)
             if fresh is None:
                 return self._outcome(record, snapshot, value=value, step=step)
             attempts += 1
@@ -203,7 +174,7 @@ class Change(Generic[T]):
         # The id also where the application gave it: it may repeat, with the id of the
         # error, a firing without one whose answer was lost.
         plan = self._plan(configuration, manager)
-        snapshot = yield AskRead(self.storage, plan, configuration, self.event_id)
+        snapshot = yield self.storage.reading(plan, configuration, self.event_id)
         assert snapshot is not None
         return snapshot
 
@@ -268,41 +239,30 @@ def make_all(changes: Sequence[Change[T]]) -> list[Outcome[T] | Exception]:
     running = {index: change.steps() for index, change in enumerate(changes)}
     answers: dict[int, Any] = dict.fromkeys(running)
     while running:
-        asked: dict[int, Ask] = {}
+        asked: dict[int, Question] = {}
         for index, steps in list(running.items()):
-            answer = answers[index]
             try:
-                if isinstance(answer, Exception):
-                    raise answer
-                asked[index] = steps.send(answer)
+                asked[index] = _go_on(steps, answers[index])
+                continue
             except StopIteration as end:
                 results[index] = end.value
-                del running[index]
             except Exception as exc:  # noqa: BLE001
                 # Kept for the caller, who learns of it beside the others' outcomes.
                 if isinstance(exc, StorageUnavailable):
                     exc.event_id = changes[index].event_id
                 results[index] = exc
-                del running[index]
+            del running[index]
         answers = _ask_all(asked)
     return [results[index] for index in range(len(changes))]
 
 
-def _ask_all(asked: dict[int, Ask]) -> dict[int, Any]:
-    """Ask questions together as far as a storage can answer them so."""
+def _go_on(steps: Asking[Any], answer: Snapshot | Exception | None) -> Question:
+    return steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
+
+
+def _ask_all(asked: dict[int, Question]) -> dict[int, Any]:
     answers: dict[int, Any] = {}
-    for kind in (AskRead, AskCommit):
-        questions = [(index, ask) for index, ask in asked.items() if isinstance(ask, kind)]
-        for storage in {type(ask.storage) for _, ask in questions}:
-            group = [(i, ask) for i, ask in questions if type(ask.storage) is storage]
-            indexes = [index for index, _ in group]
-            if kind is AskRead:
-                found = storage.read_many(
-                    [(a.storage, a.plan, a.configuration, a.passing) for _, a in group]  # type: ignore[union-attr]
-                )
-            else:
-                found = storage.commit_many(
-                    [(a.storage, a.snapshot, a.step) for _, a in group]  # type: ignore[union-attr]
-                )
-            answers.update(zip(indexes, found, strict=True))
+    for kind in {type(question.storage) for question in asked.values()}:
+        group = {i: question for i, question in asked.items() if type(question.storage) is kind}
+        answers.update(zip(group, kind.ask_many(list(group.values())), strict=True))
     return answers

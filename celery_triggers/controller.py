@@ -115,15 +115,15 @@ class Controller:
 
     # ----------------------------------------------------------------- changes
 
-    def change(
+    def prepare(
         self,
         planner: plans.Planner,
         decide: Callable[[Step], T],
         *,
         event_id: str | None = None,
         identity: tuple[str, Any] = ('', None),
-    ) -> Outcome[T]:
-        """Make a change of the session, then send what it released and call the hooks.
+    ) -> Change[T]:
+        """Return a change of the session that is still to be made and followed up.
 
         Args:
             planner: Returns what must be read.
@@ -131,7 +131,7 @@ class Controller:
             event_id: The application's id for this change.
             identity: What the id stands for, to tell a repeat from a conflict.
         """
-        change = Change(
+        return Change(
             self.storage,
             planner,
             decide,
@@ -140,12 +140,17 @@ class Controller:
             event_id=event_id,
             identity=identity,
         )
-        outcome = change.make()
-        if not outcome.duplicate:
-            self._follow_up(outcome)
+
+    def change(self, planner: plans.Planner, decide: Callable[[Step], T]) -> Outcome[T]:
+        """Make a change of the session, then send what it released and call the hooks."""
+        outcome = self.prepare(planner, decide).make()
+        self.follow_up(outcome)
         return outcome
 
-    def _follow_up(self, outcome: Outcome[T]) -> None:
+    def follow_up(self, outcome: Outcome[T]) -> None:
+        """Send what a change released and call the hooks, unless an earlier call did so."""
+        if outcome.duplicate:
+            return
         manager = self._serving(outcome.manager)
         step = outcome.step
         if step is None:

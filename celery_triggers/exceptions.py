@@ -19,7 +19,7 @@ Errors carry their facts as attributes, so that code need not parse messages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 __all__ = [
@@ -42,7 +42,14 @@ E = TypeVar('E', bound=BaseException)
 
 
 class TriggersError(Exception):
-    """The base of all errors of this package."""
+    """The base of all errors of this package.
+
+    Attributes:
+        firings: Of an error of ``fire_many`` alone: the answers to the firings, by
+            position; ``None`` for one that was not made or of which that is unknown.
+    """
+
+    firings: Sequence[Any] = ()
 
 
 class InvalidConfiguration(TriggersError, ValueError):

@@ -1,15 +1,23 @@
-"""The answer to a firing."""
+"""Firings: ready to be made, made alone or many at a time, and answered."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
-from celery_triggers.change import Outcome
+from celery_triggers.change import Change, Outcome, make_all
+from celery_triggers.controller import Controller
+from celery_triggers.exceptions import TriggersError
 from celery_triggers.storages.view import moment
 
-__all__ = ['Firing', 'firing_of']
+__all__ = ['Firing', 'ReadyFiring', 'fire_all']
+
+#: How many firings share round trips at most: a bound for what one request holds.
+MOST_AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +48,72 @@ class Firing:
     due: datetime | None = None
 
 
-def firing_of(
-    uid: str, trigger: str, kwargs: dict[str, Any], outcome: Outcome[Any]
-) -> Firing:
-    """Return the answer to a firing whose change had this outcome."""
-    record = outcome.record
-    return Firing(
-        uid,
-        trigger,
-        kwargs,
-        outcome.event_id,
-        moment(record.at),
-        record.heard_by,
-        record.created,
-        record.released,
-        record.abandoned,
-        outcome.duplicate,
-    )
+@dataclass(slots=True)
+class ReadyFiring:
+    """A firing whose input was checked and which has changed nothing yet."""
+
+    manager: Controller
+    trigger: str
+    kwargs: dict[str, Any]
+    change: Change[None]
+
+    def make(self) -> Firing:
+        """Apply it, send what it released and call the hooks."""
+        return self.follow_up(self.change.make())
+
+    def follow_up(self, outcome: Outcome[None]) -> Firing:
+        """Send what it released, call the hooks and return the answer."""
+        self.manager.follow_up(outcome)
+        record = outcome.record
+        return Firing(
+            self.manager.uid,
+            self.trigger,
+            self.kwargs,
+            outcome.event_id,
+            moment(record.at),
+            record.heard_by,
+            record.created,
+            record.released,
+            record.abandoned,
+            outcome.duplicate,
+        )
+
+
+def fire_all(ready: Sequence[ReadyFiring]) -> list[Firing]:
+    """Make firings; those into different sessions share their round trips.
+
+    Firings into the same session are applied in the order given.
+
+    Raises:
+        TriggersError: The first of the errors that came; none was begun after it but
+            those that shared its round trips. Its attribute ``firings`` has what was made.
+    """
+    firings: list[Firing | None] = [None] * len(ready)
+    queues: dict[str, deque[int]] = {}
+    for index, firing in enumerate(ready):
+        queues.setdefault(firing.manager.uid, deque()).append(index)
+    while queues:
+        wave = [queue.popleft() for queue in islice(queues.values(), MOST_AT_ONCE)]
+        queues = {uid: queue for uid, queue in queues.items() if queue}
+        error = _make_wave(ready, wave, firings)
+        if error is not None:
+            if isinstance(error, TriggersError):
+                error.firings = firings
+            raise error
+    return [firing for firing in firings if firing is not None]
+
+
+def _make_wave(
+    ready: Sequence[ReadyFiring], wave: Sequence[int], firings: list[Firing | None]
+) -> Exception | None:
+    """Make one firing of each of some sessions; return the first error."""
+    errors: list[Exception] = []
+    for index, outcome in zip(wave, make_all([ready[i].change for i in wave]), strict=True):
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            firings[index] = ready[index].follow_up(outcome)
+        except Exception as exc:  # noqa: BLE001
+            # The rest of the wave is applied and has to be followed up too.
+            errors.append(exc)
+    return errors[0] if errors else None

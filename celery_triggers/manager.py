@@ -23,7 +23,7 @@ from celery_triggers.exceptions import (
     UnknownInstance,
     UnknownKey,
 )
-from celery_triggers.firing import Firing, firing_of
+from celery_triggers.firing import Firing, ReadyFiring
 from celery_triggers.registry import task_runners, trigger_managers
 from celery_triggers.storages.view import TaskInstance
 
@@ -72,6 +72,16 @@ class TriggerManager(Controller):
             StorageUnavailable: The storage did not answer; repeating the call with the
                 error's ``event_id`` is safe.
         """
+        return self.ready(trigger_name, trigger_kwargs, event_id=event_id).make()
+
+    def ready(
+        self,
+        trigger_name: str,
+        trigger_kwargs: Mapping[str, Any] | None = None,
+        *,
+        event_id: str | None = None,
+    ) -> ReadyFiring:
+        """Check a firing, with the arguments of :meth:`fire`, and change nothing yet."""
         trigger = check_trigger(self.uid, trigger_name)
         kwargs = self._checked_kwargs(trigger, trigger_kwargs)
         self._check_event_id(trigger, event_id)
@@ -88,10 +98,10 @@ class TriggerManager(Controller):
                 self._unheard(step.session.configuration, trigger)
             step.fire(trigger, kwargs, event_id=event_id)
 
-        outcome = self.change(
+        change = self.prepare(
             plans.firing(trigger), decide, event_id=event_id, identity=(trigger, kwargs)
         )
-        return firing_of(self.uid, trigger, kwargs, outcome)
+        return ReadyFiring(self, trigger, kwargs, change)
 
     def start(self) -> None:
         """Touch the session, so that it exists with its configuration, and fire nothing."""
@@ -109,8 +119,7 @@ class TriggerManager(Controller):
         if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
             raise InvalidFiring(
                 f'the kwargs of {trigger!r} must be a mapping with string keys, not {kwargs!r}',
-                uid=self.uid,
-                trigger=trigger,
+                uid=self.uid, trigger=trigger,
             )
         try:
             # As readers will see it, and so that later changes of the caller's do not show.
@@ -119,8 +128,7 @@ class TriggerManager(Controller):
             raise InvalidFiring(
                 f'the kwargs of {trigger!r} cannot be serialized '
                 f'({self.storage.settings.serializer}): {exc}',
-                uid=self.uid,
-                trigger=trigger,
+                uid=self.uid, trigger=trigger,
             ) from exc
         return copy
 
@@ -128,9 +136,7 @@ class TriggerManager(Controller):
         problem = problem_with(event_id) if event_id is not None else None
         if problem:
             raise InvalidFiring(
-                f'an event id {problem}: {event_id!r}',
-                uid=self.uid,
-                trigger=trigger,
+                f'an event id {problem}: {event_id!r}', uid=self.uid, trigger=trigger
             )
 
     def _check_runner(self) -> None:
@@ -230,7 +236,7 @@ class TriggerManager(Controller):
         }
 
         def decide(step: Step) -> None:
-            instance = self._unhappy(step, name, 'replay')
+            instance = self._unhappy(step, name, Status.REPLAYED)
             step.replay(instance, replacement_kwargs=kwargs)
 
         outcome = self.change(plans.outcome(name), decide)
@@ -260,7 +266,7 @@ class TriggerManager(Controller):
 
         def decide(step: Step) -> None:
             metadata = {'result': result} if cascade else None
-            step.skip(self._unhappy(step, name, 'skip'), metadata=metadata, cascade=kwargs)
+            step.skip(self._unhappy(step, name, Status.SKIPPED), metadata=metadata, cascade=kwargs)
 
         outcome = self.change(plans.outcome(name), decide)
         self._hook('_post_skip', self.storage[name], cascade, manager=outcome.manager)
@@ -361,15 +367,13 @@ class TriggerManager(Controller):
             raise UnknownInstance(self.uid, name)
         return instance
 
-    def _unhappy(self, step: Step, name: str, wanted: str) -> Any:
+    def _unhappy(self, step: Step, name: str, wanted: Status) -> Any:
         instance = self._instance(step, name)
         if instance.status not in (Status.FAILED, Status.REVOKED):
             raise InvalidTransition(
                 f'{name} of session {self.uid!r} is {instance.status}; only a failed or '
-                f'revoked instance can be {wanted}ed by hand'.replace('skiped', 'skipped'),
-                instance=name,
-                status=instance.status.value,
-                wanted=wanted,
+                f'revoked instance can be {wanted} by hand',
+                instance=name, status=instance.status.value, wanted=wanted.value,
             )
         return instance
 
@@ -383,6 +387,8 @@ class FinalizingTriggerManager(TriggerManager):
 
 _warned_about: set[str] = set()
 _MOST_WARNED_ABOUT = 10_000
+
+
 def _name(instance: TaskInstance | str) -> str:
     return instance if isinstance(instance, str) else instance.name
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.names import check_uid
 from celery_triggers.engine.session import Plan, Session
 from celery_triggers.engine.step import Step
-from celery_triggers.exceptions import TriggersError
+from celery_triggers.exceptions import StorageUnavailable, TriggersError
 from celery_triggers.settings import Settings
 from celery_triggers.storages.codec import codec_for
 from celery_triggers.storages.records import Commit, Request, Row, Slice, Write
@@ -24,7 +24,7 @@ from celery_triggers.storages.translation import to_commit, to_request, to_sessi
 from celery_triggers.storages.view import SessionView
 from celery_triggers.wiring import Application, current_application
 
-__all__ = ['Snapshot', 'StorageBackend']
+__all__ = ['Question', 'Snapshot', 'StorageBackend']
 
 _CONFIGURATIONS: OrderedDict[str, Configuration] = OrderedDict()
 _MOST_CONFIGURATIONS = 1000
@@ -63,6 +63,55 @@ class Snapshot:
     @property
     def passed(self) -> bool:
         return f'p:{self.passing}' in self.slice.entries
+
+
+@dataclass(slots=True)
+class Question:
+    """What a storage is asked in one round trip, and how its answer is understood.
+
+    Attributes:
+        commit: What is to be applied; ``None``: this question only reads.
+        plan: What the answer must hold, with the configuration that it was made for.
+    """
+
+    storage: StorageBackend
+    request: Request
+    commit: Commit | None
+    plan: Plan
+    expected: Configuration | None
+    passing: str
+
+    def ask(self) -> Snapshot | None:
+        """Ask it alone.
+
+        Raises:
+            StorageUnavailable: No answer came; a commit may have been applied.
+        """
+        return self.understand(self.answer())
+
+    def answer(self) -> Slice | None:
+        """Return the medium's answer as it came."""
+        if self.commit is None:
+            return self.storage._read(self.request)
+        return self.storage._commit(self.commit, self.request)
+
+    def understand(self, found: Slice | None) -> Snapshot | None:
+        """Return what an answer means; ``None``: the commit was applied."""
+        # The medium may have repeated a commit whose answer was lost: the version that is
+        # there now is this one's, so it was applied.
+        if found is None or (self.commit is not None and found.version == self.commit.version):
+            return None
+        return self.storage._snapshot(self.plan, found, self.expected, self.passing)
+
+
+def _understood(
+    question: Question, found: Slice | Exception | None
+) -> Snapshot | Exception | None:
+    try:
+        return found if isinstance(found, Exception) else question.understand(found)
+    except Exception as exc:  # noqa: BLE001
+        # Kept for the one who asked; the answers to others are none the worse.
+        return exc
 
 
 class StorageBackend(SessionView):
@@ -110,38 +159,56 @@ class StorageBackend(SessionView):
 
     # ------------------------------------------------------- for the manager
 
-    def read(
+    def reading(
         self, plan: Plan, expected: Configuration | None = None, passing: str = ''
-    ) -> Snapshot:
-        """Read what ``plan`` asks for, in one round trip.
+    ) -> Question:
+        """Return the question that reads what ``plan`` asks for, in one round trip.
 
         Args:
             expected: The configuration that the plan was made for. If the session has
                 another one, that one is loaded, and the plan may not be enough.
             passing: The made-up event id of the change that is being decided.
         """
-        return self._snapshot(plan, self._read(to_request(plan, passing)), expected, passing)
+        return Question(self, to_request(plan, passing), None, plan, expected, passing)
 
-    def commit(self, snapshot: Snapshot, step: Step) -> Snapshot | None:
-        """Apply a step if nobody has changed the session since the snapshot.
+    def committing(self, snapshot: Snapshot, step: Step) -> Question:
+        """Return the question that applies a step if nobody changed the session meanwhile.
+
+        The answer is ``None`` if it was applied, else a fresh snapshot to decide on again.
+        """
+        session, passing = snapshot.session, snapshot.passing
+        commit = to_commit(
+            step,
+            snapshot.slice,
+            secrets.token_hex(8),
+            self.codec,
+            int(self.settings.history_limit),
+        )
+        request = to_request(session.plan, passing)
+        return Question(self, request, commit, session.plan, session.configuration, passing)
+
+    @classmethod
+    def ask_many(cls, questions: Sequence[Question]) -> list[Snapshot | Exception | None]:
+        """Ask questions about different sessions, sharing round trips where that can be.
 
         Returns:
-            ``None`` if it was applied, else a fresh snapshot to decide on again.
+            For each its answer or what asking raised. When the storage is found to be
+            unavailable the rest is not asked.
+        """
+        pairs = zip(questions, cls._answers(questions), strict=True)
+        return [_understood(question, found) for question, found in pairs]
+
+    def read(
+        self, plan: Plan, expected: Configuration | None = None, passing: str = ''
+    ) -> Snapshot:
+        """Read at once: see :meth:`reading`.
 
         Raises:
-            StorageUnavailable: No answer came; the step may have been applied.
+            StorageUnavailable: No answer came.
         """
-        version = secrets.token_hex(8)
-        commit = to_commit(
-            step, snapshot.slice, version, self.codec, int(self.settings.history_limit)
-        )
-        plan = snapshot.session.plan
-        fresh = self._commit(commit, to_request(plan, snapshot.passing))
-        if fresh is None or fresh.version == version:
-            # The medium may have repeated a commit whose answer was lost: the version
-            # that is there now is this one's, so it was applied.
-            return None
-        return self._snapshot(plan, fresh, snapshot.session.configuration, snapshot.passing)
+        snapshot = self.reading(plan, expected, passing).ask()
+        assert snapshot is not None
+        return snapshot
 
     def write(self, write: Write) -> tuple[bool, Row | None]:
         """Change one row if a guard matches; the session's version stays as it is.
@@ -194,6 +261,19 @@ class StorageBackend(SessionView):
     @abstractmethod
     def _commit(self, commit: Commit, request: Request) -> Slice | None:
         """Apply a commit whole, or answer with the slice as it is now."""
+
+    @classmethod
+    def _answers(cls, questions: Sequence[Question]) -> list[Slice | Exception | None]:
+        """Answer questions about different sessions; here one after the other."""
+        answers: list[Slice | Exception | None] = []
+        down = None
+        for question in questions:
+            try:
+                answers.append(question.answer() if down is None else StorageUnavailable(down))
+            except StorageUnavailable as exc:
+                down = str(exc)
+                answers.append(exc)
+        return answers
 
     @abstractmethod
     def _write(self, write: Write) -> tuple[bool, Row | None]:

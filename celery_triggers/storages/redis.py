@@ -29,7 +29,7 @@ from celery_triggers.engine.names import instance_name, split_instance_name
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
-from celery_triggers.storages.base import StorageBackend
+from celery_triggers.storages.base import Question, StorageBackend
 from celery_triggers.storages.records import (
     STATE_COLUMNS,
     Commit,
@@ -57,6 +57,9 @@ _DOWN = (
     redis.exceptions.ReadOnlyError,
     redis.exceptions.OutOfMemoryError,
 )
+
+#: A script's name, its keys and its arguments.
+Call = tuple[str, Sequence[str], Sequence[str]]
 
 _json = json.JSONEncoder(separators=(',', ':'), ensure_ascii=False).encode
 
@@ -105,28 +108,24 @@ class RedisStorageBackend(StorageBackend):
     # ----------------------------------------------------------- the contract
 
     def _read(self, request: Request) -> Slice:
-        keys = (*self._keys, self._passing_key(request.passing))
-        return _slice(self._run('read', keys, _asked(request)), request)
+        return _slice(self._run(*self._read_call(request)), request)
 
     def _commit(self, commit: Commit, request: Request) -> Slice | None:
-        event, text, seconds = commit.passing or (request.passing, '', 0)
-        digest, configuration = commit.configuration or ('', '')
-        keys = (*self._keys, self._passing_key(event), f'{self._base}:c:{digest}')
-        changes = [
-            commit.expected,
-            f'{commit.incarnation} {commit.version}',
-            commit.head,
-            commit.puts,
-            commit.drops,
-            [(name, str(row.rev - 1), _pack(row)) for name, row in commit.rows.items()],
-            [_member(*wait) for wait in commit.waits_added],
-            [_member(*wait) for wait in commit.waits_removed],
-            text,
-            seconds,
-            configuration,
-        ]
-        found = self._run('commit', keys, _asked(request), _json(changes), changes=True)
+        found = self._run(*self._commit_call(commit, request), changes=True)
         return None if found is None else _slice(found, request)
+
+    @classmethod
+    def _answers(cls, questions: Sequence[Question]) -> list[Slice | Exception | None]:
+        """Answer them in one round trip for each server that they are for."""
+        if len(questions) < 2:
+            return super()._answers(questions)
+        clients: dict[Any, dict[int, Question]] = {}
+        for index, question in enumerate(questions):
+            clients.setdefault(_own(question)._client, {})[index] = question
+        found: dict[int, Slice | Exception | None] = {}
+        for client, group in clients.items():
+            found.update(zip(group, _pipelined(client, list(group.values())), strict=True))
+        return [found[index] for index in range(len(questions))]
 
     def _write(self, write: Write) -> tuple[bool, Row | None]:
         asked = [
@@ -135,7 +134,7 @@ class RedisStorageBackend(StorageBackend):
             [_pairs(guard) for guard in write.guards],
             _pairs(write.changes),
         ]
-        applied, row = self._run('write', self._keys[:1], _json(asked), changes=True)
+        applied, row = self._run('write', self._keys[:1], (_json(asked),), changes=True)
         return bool(applied), _unpack(row) if row else None
 
     def _delete(self) -> bool:
@@ -164,23 +163,47 @@ class RedisStorageBackend(StorageBackend):
 
     # ---------------------------------------------------------------- helpers
 
+    def _call(self, question: Question) -> Call:
+        if question.commit is None:
+            return self._read_call(question.request)
+        return self._commit_call(question.commit, question.request)
+
+    def _read_call(self, request: Request) -> Call:
+        return 'read', (*self._keys, self._passing_key(request.passing)), (_asked(request),)
+
+    def _commit_call(self, commit: Commit, request: Request) -> Call:
+        event, text, seconds = commit.passing or (request.passing, '', 0)
+        digest, configuration = commit.configuration or ('', '')
+        keys = (*self._keys, self._passing_key(event), f'{self._base}:c:{digest}')
+        changes = [
+            commit.expected,
+            f'{commit.incarnation} {commit.version}',
+            commit.head,
+            commit.puts,
+            commit.drops,
+            [(name, str(row.rev - 1), _pack(row)) for name, row in commit.rows.items()],
+            [_member(*wait) for wait in commit.waits_added],
+            [_member(*wait) for wait in commit.waits_removed],
+            text,
+            seconds,
+            configuration,
+        ]
+        return 'commit', keys, (_asked(request), _json(changes))
+
     def _passing_key(self, event: str) -> str:
         name = f'{len(self.uid)}:{self.uid}{event}'
         return f'{self._base}:p:{hashlib.sha256(name.encode()).hexdigest()[:32]}'
 
-    def _run(self, name: str, keys: Sequence[str], *args: str, changes: bool = False) -> Any:
-        text, digest = _script(name)
+    def _run(
+        self, name: str, keys: Sequence[str], args: Sequence[str], *, changes: bool = False
+    ) -> Any:
+        command = self._client.execute_command
         try:
-            return self._guarded(
-                self._client.execute_command,
-                'EVALSHA', digest, len(keys), *keys, *args,
-                changes=changes,
-            )
+            return self._guarded(command, *_by_digest(name, keys, args), changes=changes)
         except redis.exceptions.NoScriptError:
+            text = _script(name)[0]
             return self._guarded(
-                self._client.execute_command,
-                'EVAL', text, len(keys), *keys, *args,
-                changes=changes,
+                command, 'EVAL', text, len(keys), *keys, *args, changes=changes
             )
 
     def _guarded(self, call: Any, *args: Any, changes: bool = False) -> Any:
@@ -199,6 +222,49 @@ class RedisStorageBackend(StorageBackend):
             raise StorageUnavailable(
                 f'Redis at {_public(self.url)} did not answer: {exc}', outcome_unknown=changes
             ) from exc
+
+
+def _by_digest(name: str, keys: Sequence[str], args: Sequence[str]) -> tuple[Any, ...]:
+    return ('EVALSHA', _script(name)[1], len(keys), *keys, *args)
+
+
+def _own(question: Question) -> RedisStorageBackend:
+    assert isinstance(question.storage, RedisStorageBackend)
+    return question.storage
+
+
+def _pipelined(
+    client: Any, questions: Sequence[Question]
+) -> list[Slice | Exception | None]:
+    """Ask one server everything at once."""
+    commands = [_by_digest(*_own(question)._call(question)) for question in questions]
+
+    def send() -> list[Any]:
+        with client.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            answers: list[Any] = pipeline.execute(raise_on_error=False)
+            return answers
+
+    try:
+        found = _own(questions[0])._guarded(send)
+    except StorageUnavailable as exc:
+        return [
+            StorageUnavailable(str(exc), outcome_unknown=question.commit is not None)
+            for question in questions
+        ]
+    return [_answer(*pair) for pair in zip(questions, found, strict=True)]
+
+
+def _answer(question: Question, found: Any) -> Slice | Exception | None:
+    if isinstance(found, redis.exceptions.NoScriptError):
+        # A server that was restarted: asking alone teaches it the script.
+        return StorageBackend._answers([question])[0]
+    if isinstance(found, _DOWN):
+        return StorageUnavailable(f'Redis at {_public(question.storage.url)} refused: {found}')
+    if found is None or isinstance(found, Exception):
+        return found
+    return _slice(found, question.request)
 
 
 def _slice(text: str, request: Request) -> Slice:

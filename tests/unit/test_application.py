@@ -14,6 +14,7 @@ from celery import Celery, Task
 from celery_triggers import TriggerTask, all_of, any_of
 from celery_triggers.exceptions import (
     InvalidConfiguration,
+    InvalidFiring,
     MissingExtra,
     StorageNotConfigured,
     StorageUnavailable,
@@ -311,6 +312,18 @@ def test_fire_many_and_afire(app: Any) -> None:
     )
     assert [f.uid for f in firings] == ['x', 'x', 'y']
     assert asyncio.run(app.triggers.afire('y', 'a', event_id='e')).duplicate
+
+
+@pytest.mark.parametrize('bad', [
+    ('', 'a'), ('y', ''), ('y', 't_x:failed'), ('y', 'a', 'no mapping'), ('y', 'a', {'x': object()}),
+    {'uid': 'y', 'trigger_name': 'a', 'event_id': ''}, ('y',),
+    {'uid': 'y', 'trigger_name': 'a', 'surprise': 1},
+])
+def test_bad_input_to_fire_many_changes_nothing(app: Any, bad: Any) -> None:
+    app.triggers.configure({'t_x': {'after': ['a'], 'run': 'x'}})
+    with pytest.raises((InvalidFiring, TypeError)):
+        app.triggers.fire_many(iter([('x', 'a'), bad, ('x', 'a')]))
+    assert list(app.triggers.sessions()) == []
 
 
 def test_a_task_that_nobody_knows_fails_alone(app: Any) -> None:
