@@ -315,8 +315,9 @@ def test_fire_many_and_afire(app: Any) -> None:
 
 
 @pytest.mark.parametrize('bad', [
-    ('', 'a'), ('y', ''), ('y', 't_x:failed'), ('y', 'a', 'no mapping'), ('y', 'a', {'x': object()}),
-    {'uid': 'y', 'trigger_name': 'a', 'event_id': ''}, ('y',),
+    ('', 'a'), ('y', ''), ('y', 't_x:failed'), ('y', 'a', 'no mapping'), ('y',),
+    ('y', 'a', {'x': object()}),
+    {'uid': 'y', 'trigger_name': 'a', 'event_id': ''},
     {'uid': 'y', 'trigger_name': 'a', 'surprise': 1},
 ])
 def test_bad_input_to_fire_many_changes_nothing(app: Any, bad: Any) -> None:
