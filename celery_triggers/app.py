@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from celery_triggers.delivery import Delivery, exception_facts
 from celery_triggers.engine.configuration import Configuration, TaskConfig
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.firing import ReadyFiring, fire_all
+from celery_triggers.forks import ForkLock
 from celery_triggers.manager import Firing, Release, TriggerManager
 from celery_triggers.registry import storage_backends, task_runners, trigger_managers
 from celery_triggers.runners import EagerError
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 #: What a broker or a result backend that is down raises; the instance stays scheduled.
 _NOT_SENT = (OperationalError, OSError, RuntimeError)
 
-_made: threading.Lock = threading.Lock()
+_made = ForkLock()
 
 
 class Triggers:

@@ -92,8 +92,12 @@ class TaskContext:
 
         The event id is made of this run, the trigger, its kwargs and how often it was
         fired so: a run that is repeated after a crash does not fire again.
+
+        Raises:
+            InvalidFiring: As by :meth:`.TriggerManager.fire`.
         """
-        digest = self.manager.storage.codec.digest(trigger_name, trigger_kwargs or {})
+        checked = self.manager.ready(trigger_name, trigger_kwargs)
+        digest = self.manager.storage.codec.digest(checked.trigger, checked.kwargs)
         count = self._fired[digest] = self._fired.get(digest, 0) + 1
         task_id, attempt = self._run
         event_id = f'{task_id}:{attempt}:{digest}:{count}' if task_id else None

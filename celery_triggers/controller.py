@@ -94,10 +94,10 @@ class Controller:
         """
 
     def _post_replay(self, task_instance: TaskInstance) -> None:
-        """Called after an instance was replayed, with the new one."""
+        """Called after an instance was replayed, by hand or by its own code, with the new one."""
 
     def _post_skip(self, task_instance: TaskInstance, cascade: bool) -> None:
-        """Called after an instance was skipped by hand."""
+        """Called after an instance was skipped, by hand or by its own code."""
 
     def _hook(self, name: str, *args: Any, manager: str) -> None:
         try:
@@ -130,7 +130,11 @@ class Controller:
             decide: Makes the change on a step; it may be called more than once.
             event_id: The application's id for this change.
             identity: What the id stands for, to tell a repeat from a conflict.
+
+        Raises:
+            StorageNotConfigured: Workers look for sessions elsewhere.
         """
+        self.storage.application.check_storage(self.storage)
         return Change(
             self.storage,
             planner,
@@ -170,6 +174,12 @@ class Controller:
                 self.storage.wrap(step.session, step.touched[name]) for name in firing.released
             ]
             self._hook('_post_fire', firing.trigger, scheduled, manager=outcome.manager)
+        for name in step.replayed:
+            new = self.storage.wrap(step.session, step.touched[name])
+            self._hook('_post_replay', new, manager=outcome.manager)
+        for name, cascade in step.skipped:
+            instance = self.storage.wrap(step.session, step.touched[name])
+            self._hook('_post_skip', instance, cascade, manager=outcome.manager)
         if errors:
             raise errors[0]
 

@@ -7,6 +7,7 @@ foreign messages are ignored and logged: they change nothing and raise nothing.
 from __future__ import annotations
 
 import logging
+import time
 import traceback as tracebacks
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,18 +15,22 @@ from typing import Any
 
 from kombu.exceptions import EncodeError
 
-from celery_triggers.change import Outcome
+from celery_triggers.change import Change, Outcome
 from celery_triggers.controller import Controller
 from celery_triggers.engine import plans
 from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.step import Step, cascade_kwargs
 from celery_triggers.engine.transitions import Status
-from celery_triggers.exceptions import InvalidTransition, get_context
+from celery_triggers.exceptions import InvalidTransition, StorageUnavailable, get_context
 from celery_triggers.storages.records import StorageTime, Write
 
 __all__ = ['Delivery', 'exception_facts']
 
 logger = logging.getLogger(__name__)
+
+#: Pauses between attempts at a report while the storage is down (seconds).
+FIRST_PAUSE = 0.25
+MOST_PAUSE = 5.0
 
 #: The keys of a header; one that lacks any is not this package's.
 HEADER_KEYS = frozenset(
@@ -57,11 +62,13 @@ class Delivery:
         manager: Of the session that the header names.
         header: The message's header, see :meth:`Controller.header`.
         token: This delivery's own, ``''`` for a task that makes no claim.
+        patience: For how many seconds a report is repeated that meets no storage.
     """
 
     manager: Controller
     header: Mapping[str, Any]
     token: str = ''
+    patience: float = 0.0
 
     @property
     def name(self) -> str:
@@ -93,9 +100,19 @@ class Delivery:
                 },
             )
         )
-        if not granted:
-            state = f'{row.status}, attempt {row.attempt}' if row else 'gone'
-            self._ignore(f'cannot claim attempt {self.header["attempt"]}: the instance is {state}')
+        if row is None:
+            storage = self.manager.storage
+            logger.warning(
+                '%s of session %r cannot be claimed: %s under the key prefix %r has no such '
+                'instance. The session was deleted, or triggers_storage or '
+                'triggers_key_prefix differ from those of the process that released it.',
+                self.name, self.header['uid'], storage.place, storage.settings.key_prefix,
+            )
+        elif not granted:
+            self._ignore(
+                f'cannot claim attempt {self.header["attempt"]}: '
+                f'the instance is {row.status}, attempt {row.attempt}'
+            )
         return granted
 
     def finish(self, result: Any, log_level: int = 0) -> bool:
@@ -105,6 +122,11 @@ class Delivery:
             kept = self.manager.storage.codec.copy([result, cascade])
         except EncodeError as exc:
             # Celery fails a task whose result its serializer cannot take; so does this.
+            logger.error(
+                '%s of session %r fails: its task returned what triggers_serializer (%s) '
+                'cannot take: %s',
+                self.name, self.header['uid'], self.manager.storage.settings.serializer, exc,
+            )
             return self.fail('result not serializable', exception_facts(exc), log_level)
 
         def decide(step: Step, instance: Instance) -> None:
@@ -187,8 +209,38 @@ class Delivery:
             instance.log_level = max(instance.log_level, log_level)
             return True
 
-        outcome: Outcome[bool] = self.manager.change(plans.outcome(self.name), checked)
+        change = self.manager.prepare(plans.outcome(self.name), checked)
+        try:
+            outcome = self._made(change, what)
+        except StorageUnavailable as exc:
+            if not self.patience:
+                raise
+            logger.error(
+                '%s of session %r: its %s could not be stored within %g seconds and is lost, '
+                'the instance stays as it is: %s',
+                self.name, self.header['uid'], what, self.patience, exc,
+            )
+            return False
+        self.manager.follow_up(outcome)
         return bool(outcome.value) or outcome.value is None
+
+    def _made(self, change: Change[bool], what: str) -> Outcome[bool]:
+        """Make a change; while the storage is down, again and again for some time."""
+        deadline = time.monotonic() + self.patience
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return change.make()
+            except StorageUnavailable as exc:
+                if time.monotonic() + pause > deadline:
+                    raise
+                if pause == FIRST_PAUSE:
+                    logger.warning(
+                        '%s of session %r: its %s cannot be stored yet: %s',
+                        self.name, self.header['uid'], what, exc,
+                    )
+            time.sleep(pause)
+            pause = min(pause * 2, MOST_PAUSE)
 
     def _mine(self, step: Step, what: str, needs_token: bool) -> Instance | None:
         """Return the instance if this delivery may end it now."""

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from kombu.exceptions import EncodeError
-
-from celery_triggers.controller import Controller, Release
+from celery_triggers.controller import Release
 from celery_triggers.engine import plans
 from celery_triggers.engine.configuration import Configuration, TaskConfig
 from celery_triggers.engine.explain import Explanation, explain
 from celery_triggers.engine.names import SESSION_FINALIZED, check_trigger, problem_with
-from celery_triggers.engine.step import Step, cascade_kwargs
-from celery_triggers.engine.transitions import Status
+from celery_triggers.engine.step import Step
 from celery_triggers.exceptions import (
     InvalidConfiguration,
     InvalidFiring,
-    InvalidTransition,
     UnheardTrigger,
-    UnknownInstance,
     UnknownKey,
 )
 from celery_triggers.firing import Firing, ReadyFiring
+from celery_triggers.operations import Operations
 from celery_triggers.registry import task_runners, trigger_managers
 from celery_triggers.storages.view import TaskInstance
 
@@ -42,7 +39,7 @@ T = TypeVar('T')
 
 
 @trigger_managers.register('default')
-class TriggerManager(Controller):
+class TriggerManager(Operations):
     """Fires triggers into a session and looks after its instances.
 
     Args:
@@ -111,27 +108,6 @@ class TriggerManager(Controller):
 
         self.change(plans.head_alone, decide)
 
-    def _checked_kwargs(
-        self, trigger: str, kwargs: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
-        if kwargs is None:
-            return {}
-        if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
-            raise InvalidFiring(
-                f'the kwargs of {trigger!r} must be a mapping with string keys, not {kwargs!r}',
-                uid=self.uid, trigger=trigger,
-            )
-        try:
-            # As readers will see it, and so that later changes of the caller's do not show.
-            copy: dict[str, Any] = self.storage.codec.copy(dict(kwargs))
-        except EncodeError as exc:
-            raise InvalidFiring(
-                f'the kwargs of {trigger!r} cannot be serialized '
-                f'({self.storage.settings.serializer}): {exc}',
-                uid=self.uid, trigger=trigger,
-            ) from exc
-        return copy
-
     def _check_event_id(self, trigger: str, event_id: Any) -> None:
         problem = problem_with(event_id) if event_id is not None else None
         if problem:
@@ -147,19 +123,28 @@ class TriggerManager(Controller):
     def _unheard(self, configuration: Configuration, trigger: str) -> None:
         application = self.storage.application
         reaction = self.storage.settings.unheard
-        if reaction == 'ignore' or application.configuration_for(self.uid).listeners(trigger):
+        if reaction == 'ignore':
             return
+        if application.configuration_for(self.uid).listeners(trigger):
+            if not configuration:
+                _warn_once(
+                    trigger,
+                    f'session {self.uid!r} began in a process that knew no trigger task for '
+                    f'it, so nobody in it listens to {trigger!r}; import the modules with '
+                    'trigger tasks wherever triggers are fired, and give this session its '
+                    'trigger tasks with update_configuration(..., apply_past=True)',
+                )
+            return
+        names = sorted({name for task in configuration.values() for name in task.triggers})
+        near = difflib.get_close_matches(trigger, names, n=1)
         message = (
-            f'no trigger task of session {self.uid!r} listens to {trigger!r}; '
-            f'it knows: {", ".join(configuration) or "no trigger task at all"}'
+            f'no trigger task of session {self.uid!r} listens to {trigger!r}; they listen '
+            f'to: {", ".join(names) or "nothing, it has no trigger task"}'
+            + (f'; did you mean {near[0]!r}?' if near else '')
         )
         if reaction == 'raise':
             raise UnheardTrigger(message, uid=self.uid, trigger=trigger)
-        if trigger not in _warned_about:
-            if len(_warned_about) >= _MOST_WARNED_ABOUT:
-                _warned_about.clear()
-            _warned_about.add(trigger)
-            logger.warning(message)
+        _warn_once(trigger, message)
 
     # ----------------------------------------------------------- configuration
 
@@ -208,129 +193,6 @@ class TriggerManager(Controller):
         """Abandon what waits, now and for as long as the session lives."""
         self.change(plans.whole, lambda step: step.cancel(reason or 'by hand'))
 
-    # ------------------------------------------------------------- by a person
-
-    def replay_failed_instance(
-        self,
-        failed_instance: TaskInstance | str,
-        replacement_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> TaskInstance:
-        """Run a failed or revoked instance again, as a new instance.
-
-        Args:
-            failed_instance: The instance or its name.
-            replacement_kwargs: ``{trigger: kwargs}`` that take the place of what was
-                fired; other triggers' kwargs stay.
-
-        Returns:
-            The new instance.
-
-        Raises:
-            InvalidTransition: It is neither failed nor revoked.
-            InvalidFiring: The kwargs cannot be serialized; nothing changed.
-        """
-        name = _name(failed_instance)
-        kwargs = {
-            trigger: self._checked_kwargs(trigger, value)
-            for trigger, value in (replacement_kwargs or {}).items()
-        }
-
-        def decide(step: Step) -> None:
-            instance = self._unhappy(step, name, Status.REPLAYED)
-            step.replay(instance, replacement_kwargs=kwargs)
-
-        outcome = self.change(plans.outcome(name), decide)
-        new = self.storage[outcome.record.created[0]]
-        self._hook('_post_replay', new, manager=outcome.manager)
-        return new
-
-    def skip_failed_instance(
-        self,
-        failed_instance: TaskInstance | str,
-        cascade: bool = False,
-        result: Any = None,
-    ) -> None:
-        """Resolve a failed or revoked instance without running it again.
-
-        Args:
-            failed_instance: The instance or its name.
-            cascade: Whether its task's name is fired as if it had finished.
-            result: The simulated result, used with ``cascade``.
-
-        Raises:
-            InvalidTransition: It is neither failed nor revoked.
-            InvalidFiring: The result cannot be serialized; nothing changed.
-        """
-        name = _name(failed_instance)
-        kwargs = self._checked_kwargs(name, cascade_kwargs(result)) if cascade else None
-
-        def decide(step: Step) -> None:
-            metadata = {'result': result} if cascade else None
-            step.skip(self._unhappy(step, name, Status.SKIPPED), metadata=metadata, cascade=kwargs)
-
-        outcome = self.change(plans.outcome(name), decide)
-        self._hook('_post_skip', self.storage[name], cascade, manager=outcome.manager)
-
-    def update_instance_status(
-        self,
-        task_instance: TaskInstance | str,
-        status: Status | str,
-        metadata: Mapping[str, Any] | None = None,
-        cascade: bool = False,
-        cascade_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Set an instance's status by hand.
-
-        Any resolved status can be set on an unresolved instance, ``failed`` and
-        ``revoked`` on what was released.
-
-        Args:
-            metadata: Joins the instance's metadata.
-            cascade: Whether its task's name is fired, with ``cascade_kwargs``.
-
-        Raises:
-            InvalidTransition: The instance cannot get that status.
-        """
-        name, wanted = _name(task_instance), Status(status)
-        kwargs = self._checked_kwargs(name, cascade_kwargs) if cascade else None
-        facts = self._checked_kwargs(name, metadata)
-
-        def decide(step: Step) -> None:
-            step.set_status(
-                self._instance(step, name), wanted, metadata=facts, cascade=kwargs
-            )
-
-        self.change(plans.outcome(name), decide)
-
-    def update_instance_metadata(
-        self, task_instance: TaskInstance | str, metadata: Mapping[str, Any]
-    ) -> None:
-        """Merge facts into an instance's metadata.
-
-        Raises:
-            InvalidFiring: They are no mapping or cannot be serialized.
-        """
-        name = _name(task_instance)
-        facts = self._checked_kwargs(name, metadata)
-
-        def decide(step: Step) -> None:
-            instance = self._instance(step, name)
-            instance.metadata.update(facts)
-            step.touch(instance)
-
-        self.change(plans.record_of(name), decide)
-
-    def mark_instance_logs_resolved(self, task_instance: TaskInstance | str) -> None:
-        """Note that somebody has seen to the warnings that an instance logged."""
-        name = _name(task_instance)
-
-        def decide(step: Step) -> None:
-            instance = self._instance(step, name)
-            instance.logs_resolved = True
-            step.touch(instance)
-
-        self.change(plans.record_of(name), decide)
-
     # ------------------------------------------------------------------ asking
 
     def get_unresolved_tasks(self) -> list[TaskConfig]:
@@ -361,22 +223,6 @@ class TriggerManager(Controller):
             for explanation in explain(config, session.instances_of(config.name))
         ]
 
-    def _instance(self, step: Step, name: str) -> Any:
-        instance = step.session.instance(name)
-        if instance is None:
-            raise UnknownInstance(self.uid, name)
-        return instance
-
-    def _unhappy(self, step: Step, name: str, wanted: Status) -> Any:
-        instance = self._instance(step, name)
-        if instance.status not in (Status.FAILED, Status.REVOKED):
-            raise InvalidTransition(
-                f'{name} of session {self.uid!r} is {instance.status}; only a failed or '
-                f'revoked instance can be {wanted} by hand',
-                instance=name, status=instance.status.value, wanted=wanted.value,
-            )
-        return instance
-
 
 @trigger_managers.register('finalizing')
 class FinalizingTriggerManager(TriggerManager):
@@ -389,8 +235,13 @@ _warned_about: set[str] = set()
 _MOST_WARNED_ABOUT = 10_000
 
 
-def _name(instance: TaskInstance | str) -> str:
-    return instance if isinstance(instance, str) else instance.name
+def _warn_once(trigger: str, message: str) -> None:
+    """Warn about a trigger's name once in this process."""
+    if trigger not in _warned_about:
+        if len(_warned_about) >= _MOST_WARNED_ABOUT:
+            _warned_about.clear()
+        _warned_about.add(trigger)
+        logger.warning(message)
 
 
 def check_runners(configuration: Configuration) -> None:

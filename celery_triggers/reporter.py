@@ -12,6 +12,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+from celery_triggers.forks import ForkGate
+
 __all__ = ['Reporter']
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,9 @@ class Reporter:
     """Runs callables one after the other in a thread, which starts with the first."""
 
     def __init__(self) -> None:
+        # A child that is forked while a module is being imported here, say, could never
+        # import it.
+        self._gate = ForkGate(patience=1.0)
         self._reset()
         # Neither the thread nor a lock that it held survives a fork.
         os.register_at_fork(after_in_child=self._reset)
@@ -44,7 +49,8 @@ class Reporter:
         while True:
             report = self._queue.get()
             try:
-                report()
+                with self._gate:
+                    report()
             except Exception:
                 # A report must not end the thread that makes the others.
                 logger.exception('a report about a task instance failed')

@@ -14,6 +14,7 @@ from celery.exceptions import Retry
 from celery_triggers.delivery import Delivery, exception_facts
 from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import TriggersError
+from celery_triggers.forks import ForkLock
 from celery_triggers.manager import Release
 from celery_triggers.registry import task_runners
 from celery_triggers.storages.view import moment
@@ -161,7 +162,7 @@ class ThreadingTaskRunner(BaseTaskRunner):
     """Runs each instance in a thread of this process; for tests and scripts."""
 
     _threads: ClassVar[set[threading.Thread]] = set()
-    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _lock: ClassVar[ForkLock] = ForkLock()
 
     def run(self, release: Release) -> None:
         thread = threading.Thread(
@@ -169,8 +170,8 @@ class ThreadingTaskRunner(BaseTaskRunner):
         )
         with self._lock:
             # Together, so that join_all() never meets a thread that has not been started.
-            self._threads.add(thread)
             thread.start()
+            self._threads.add(thread)
 
     def _run(self, release: Release) -> None:
         try:

@@ -172,7 +172,11 @@ def _delivery(task: Any, request: Any) -> Delivery | None:
     header = header_of(request)
     if header is None:
         return None
-    return _delivery_of(task.app, header, _token(request, header))
+    delivery = _delivery_of(task.app, header, _token(request, header))
+    if delivery is not None and request.is_eager:
+        # There is a caller, who learns of it.
+        delivery.patience = 0.0
+    return delivery
 
 
 def _token(request: Any, header: Mapping[str, Any]) -> str:
@@ -187,6 +191,8 @@ def _delivery_of(app: Any, header: Mapping[str, Any], token: str) -> Delivery | 
         # A header is data that anybody can send: what it names must be registered here.
         logger.warning('a message with the header %r is ignored: %s', dict(header), exc)
         return None
+    # An outcome that no storage takes is lost, so it is offered for as long as the claim holds.
+    delivery.patience = float(app.triggers.settings.lease)
     return delivery
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ from celery_triggers.exceptions import StorageUnavailable, TriggersError
 from celery_triggers.manager import TriggerManager
 
 __all__ = ['TaskContext', 'TriggerTask', 'current_context']
+
+logger = logging.getLogger(__name__)
 
 #: Celery's answer to whether a result is wanted; not in its type stubs.
 _ignores_result: Any = celery_task.get_actual_ignore_result  # type: ignore[attr-defined]
@@ -247,6 +250,10 @@ class TriggerTask(_BaseTask):
         try:
             granted = delivery.claim()
         except StorageUnavailable as exc:
+            logger.warning(
+                '%s of session %r cannot be claimed yet, its message comes again in %g '
+                'seconds: %s', delivery.name, delivery.header['uid'], CLAIM_AGAIN, exc,
+            )
             # Rejecting does nothing for a message that was acknowledged early, so it is
             # published again, the same but later.
             super().signature_from_request(countdown=CLAIM_AGAIN).apply_async()
@@ -284,6 +291,7 @@ class TriggerTask(_BaseTask):
             return True
         delivery = self._delivery()
         assert delivery is not None
+        delivery.patience = float(delivery.manager.storage.settings.lease)
         return delivery.retry(_seconds_until(self.app, options))
 
     def on_replace(self, sig: Signature) -> Any:

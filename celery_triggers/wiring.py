@@ -22,6 +22,9 @@ class Application(Protocol):
     def configuration_for(self, uid: str) -> Configuration:
         """Return the union of the workflows of a uid."""
 
+    def check_storage(self, storage: Any) -> None:
+        """Refuse changes of sessions where no worker would look for them."""
+
     def dispatch(self, release: Any) -> None:
         """Hand a released instance to its task runner."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from celery_triggers.engine.conditions import Condition
 from celery_triggers.engine.configuration import Configuration, TaskConfig, parse_task
 from celery_triggers.exceptions import InvalidConfiguration
+from celery_triggers.forks import ForkLock
 from celery_triggers.manager import check_runners
 from celery_triggers.storages.base import remember_configuration
 
@@ -45,7 +45,7 @@ class Workflows:
         self._declarations: list[Declaration] = []
         self._unresolved = 0
         self._configurations: dict[tuple[str, ...], Configuration] = {}
-        self._lock = threading.RLock()
+        self._lock = ForkLock()
 
     def declare(self, declarations: list[Declaration]) -> None:
         """Add trigger tasks, to be resolved later."""

@@ -42,6 +42,9 @@ class FakeApplication:
     def configuration_for(self, uid: str) -> Configuration:
         return self.configuration
 
+    def check_storage(self, storage: StorageBackend) -> None:
+        pass
+
     def dispatch(self, release: Release) -> None:
         self.releases.append(release)
 

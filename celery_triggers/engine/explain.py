@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 from celery_triggers.engine.conditions import AllOf, AnyOf, AtLeast, Condition
 from celery_triggers.engine.configuration import TaskConfig
@@ -38,9 +39,11 @@ def explain(config: TaskConfig, instances: list[Instance]) -> list[Explanation]:
     if not instances:
         missing = list(config.wanted)
         text = (
-            f'{config.name} has no instance: no firing has reached it of '
-            f'{", ".join(dict.fromkeys((*missing, *config.unless)))}'
+            f'{config.name} has no instance: no firing has reached it; '
+            f'it waits for {_wanting(config.wanted, ())}'
         )
+        if len(config.unless):
+            text += f', unless {_wanting(config.unless, ())}'
         return [Explanation(config.name, None, None, missing, [], text)]
     heirs = {str(i.metadata['parent']): i.name for i in instances if 'parent' in i.metadata}
     return [
@@ -64,7 +67,11 @@ def _why(config: TaskConfig, instance: Instance, heir: str | None) -> str:
             received = ', '.join(sorted(instance.received)) or 'nothing'
             return f': it has {received} and waits for {_wanting(config.wanted, instance.received)}'
         case Status.SCHEDULED:
-            return f': no worker has claimed attempt {instance.attempt} of task {instance.task_id}'
+            due = f', due at {_at(instance.due)}' if instance.due else ''
+            return (
+                f': no worker has claimed attempt {instance.attempt} of task '
+                f'{instance.task_id}{due}'
+            )
         case Status.RUNNING:
             return f': a worker has claimed attempt {instance.attempt} of task {instance.task_id}'
         case Status.REPLAYED:
@@ -77,6 +84,11 @@ def _why(config: TaskConfig, instance: Instance, heir: str | None) -> str:
     if instance.status is not Status.FAILED:
         facts = []
     return (f' ({reason})' if reason else '') + ''.join(f': {fact}' for fact in facts if fact)
+
+
+def _at(milliseconds: int) -> str:
+    time = datetime.fromtimestamp(milliseconds / 1000, timezone.utc)
+    return f'{time:%Y-%m-%d %H:%M:%S} UTC'
 
 
 def _wanting(condition: Condition, received: Container[str]) -> str:

@@ -35,6 +35,8 @@ class Step(Draft):
 
     Attributes:
         released, abandoned: The names of instances, in the order in which it happened.
+        replayed: The names of instances that took the place of others.
+        skipped: The names of instances that were skipped, and whether they cascaded.
         records: The firings that were applied, for the history.
         events: What the step did, under the ids that stand for it.
     """
@@ -52,6 +54,8 @@ class Step(Draft):
         self.finalizing = finalizing
         self.released: list[str] = []
         self.abandoned: list[str] = []
+        self.replayed: list[str] = []
+        self.skipped: list[tuple[str, bool]] = []
         self.records: list[FiringRecord] = []
         self.fired: set[str] = set()
         self.events: dict[str, EventRecord] = {}
@@ -249,6 +253,7 @@ class Step(Draft):
     ) -> None:
         """End an instance as skipped; ``cascade`` fires its task's name with these kwargs."""
         self._advance(instance, Event.SKIP)
+        self.skipped.append((instance.name, cascade is not None))
         instance.token = ''
         instance.metadata.update(metadata or {})
         if cascade is not None:
@@ -279,7 +284,29 @@ class Step(Draft):
                 status=instance.status.value,
                 wanted=Event.REPLAY.value,
             )
+        self.replayed.append(new.name)
         self._release(task, new)
+        self.settle()
+        return new
+
+    def create(self, task: TaskConfig) -> Instance:
+        """Make a task's next instance by hand: it receives the latest firings and is judged.
+
+        The whole session must be loaded.
+        """
+        instance = self._create(task, None, None)
+        self._judge(task, instance)
+        self.settle()
+        return instance
+
+    def copy(self, task: TaskConfig, instance: Instance) -> Instance:
+        """Make another instance with what this one received, and judge it.
+
+        The whole session must be loaded.
+        """
+        new = self.clone(instance)
+        self._set_waits(new, new.waits_for(task))
+        self._judge(task, new)
         self.settle()
         return new
 

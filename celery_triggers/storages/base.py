@@ -16,7 +16,7 @@ from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.names import check_uid
 from celery_triggers.engine.session import Plan, Session
 from celery_triggers.engine.step import Step
-from celery_triggers.exceptions import StorageUnavailable, TriggersError
+from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable, TriggersError
 from celery_triggers.settings import Settings
 from celery_triggers.storages.codec import codec_for
 from celery_triggers.storages.records import Commit, Request, Row, Slice, Write
@@ -36,6 +36,13 @@ def remember_configuration(configuration: Configuration) -> Configuration:
     if len(_CONFIGURATIONS) > _MOST_CONFIGURATIONS:
         _CONFIGURATIONS.popitem(last=False)
     return known
+
+
+def public_url(url: str) -> str:
+    """Return a URL without its user and password."""
+    scheme, colon, rest = url.partition('://')
+    host, slash, path = rest.partition('/')
+    return f'{scheme}{colon}{host.rpartition("@")[2]}{slash}{path}'
 
 
 @dataclass(slots=True)
@@ -133,6 +140,9 @@ class StorageBackend(SessionView):
     #: The registry key; workers find the storage of a message by it.
     key: ClassVar[str]
 
+    #: Where the storage is if a registry key is all that the settings say.
+    default_url: ClassVar[str | None] = None
+
     def __init__(
         self,
         uid: str,
@@ -144,18 +154,35 @@ class StorageBackend(SessionView):
         self.uid = check_uid(uid)
         self.application = application or current_application()
         self.settings = self.application.settings.frozen()
-        self.url = url or self._url_of_settings()
+        self.url = url or self._url_of_settings() or self.default_url
         known: dict[str, Any] = self.settings.storage_options
         self.options = {**known, **options} if options else known
         self.codec = codec_for(self.settings.serializer, tuple(self.settings.accept_content))
         self._open()
 
     def _url_of_settings(self) -> str | None:
-        key, url = self.settings.storage_location_or_none() or ('', None)
-        return url if key == self.key else None
+        """Return the URL of the settings, if they name this kind of storage.
+
+        Raises:
+            StorageNotConfigured: They name another kind, so that nobody would look here.
+        """
+        location = self.settings.storage_location_or_none()
+        if location is None or location[0] == self.key:
+            return location[1] if location else None
+        if self.default_url is None:
+            return None
+        raise StorageNotConfigured(
+            f'the storage {self.key!r} of session {self.uid!r} has no URL: triggers_storage '
+            f'names {public_url(location[1] or location[0])!r}'
+        )
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.uid!r}>'
+
+    @property
+    def place(self) -> str:
+        """Where the storage is, for people: its URL without a password."""
+        return public_url(self.url) if self.url else self.key
 
     # ------------------------------------------------------- for the manager
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Iterator
 from typing import ClassVar
 
+from celery_triggers.forks import ForkLock
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
 from celery_triggers.storages.base import StorageBackend
@@ -21,15 +20,9 @@ class _Space:
     """All sessions of one name, under one lock."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = ForkLock()
         self.documents: dict[str, Document] = {}
         self.configurations: dict[str, str] = {}
-        # A lock that another thread holds while this process forks would stay held in
-        # the child for ever.
-        os.register_at_fork(after_in_child=self._renew_lock)
-
-    def _renew_lock(self) -> None:
-        self.lock = threading.Lock()
 
 
 @storage_backends.register('memory')

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +26,10 @@ from redis.retry import Retry
 
 from celery_triggers.engine.names import instance_name, split_instance_name
 from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.forks import ForkLock
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
-from celery_triggers.storages.base import Question, StorageBackend
+from celery_triggers.storages.base import Question, StorageBackend, public_url
 from celery_triggers.storages.records import (
     STATE_COLUMNS,
     Commit,
@@ -44,8 +44,6 @@ __all__ = ['RedisStorageBackend']
 
 #: Sessions are spread over so many hash tags. Never change it: keys would move.
 SHARDS = 64
-
-DEFAULT_URL = 'redis://localhost:6379/0'
 
 #: What redis-py is told unless ``triggers_storage_options`` says otherwise (seconds).
 #: Its own retries are off: :meth:`RedisStorageBackend._run` repeats what is safe.
@@ -64,7 +62,7 @@ Call = tuple[str, Sequence[str], Sequence[str]]
 _json = json.JSONEncoder(separators=(',', ':'), ensure_ascii=False).encode
 
 _clients: dict[tuple[Any, ...], redis.Redis] = {}
-_clients_lock = threading.Lock()
+_clients_lock = ForkLock()
 
 
 @lru_cache
@@ -97,9 +95,10 @@ class RedisStorageBackend(StorageBackend):
     """Keeps a session in Redis (or Valkey), 6.2 or later."""
 
     key = 'redis'
+    default_url = 'redis://localhost:6379/0'
 
     def _open(self) -> None:
-        self.url = self.url or DEFAULT_URL
+        assert self.url is not None
         self._client = client_for(self.url, self.options)
         base = _base(self.settings.key_prefix, self.uid)
         self._base = base
@@ -146,7 +145,7 @@ class RedisStorageBackend(StorageBackend):
 
     @classmethod
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
-        url = url or DEFAULT_URL
+        url = url or cls.default_url
         client = client_for(url, cls.in_use(settings))
         space, literal = (_literal(text) for text in (settings.key_prefix, prefix))
         # A uid may look like the keys around it, which the pattern alone cannot tell.
@@ -158,7 +157,7 @@ class RedisStorageBackend(StorageBackend):
                 if match and match[1].startswith(prefix):
                     found.add(match[1])
         except _DOWN as exc:
-            raise StorageUnavailable(f'Redis at {_public(url)} did not answer: {exc}') from exc
+            raise StorageUnavailable(f'Redis at {public_url(url)} did not answer: {exc}') from exc
         return iter(found)
 
     # ---------------------------------------------------------------- helpers
@@ -220,7 +219,7 @@ class RedisStorageBackend(StorageBackend):
                 return call(*args)
         except _DOWN as exc:
             raise StorageUnavailable(
-                f'Redis at {_public(self.url)} did not answer: {exc}', outcome_unknown=changes
+                f'Redis at {self.place} did not answer: {exc}', outcome_unknown=changes
             ) from exc
 
 
@@ -261,7 +260,7 @@ def _answer(question: Question, found: Any) -> Slice | Exception | None:
         # A server that was restarted: asking alone teaches it the script.
         return StorageBackend._answers([question])[0]
     if isinstance(found, _DOWN):
-        return StorageUnavailable(f'Redis at {_public(question.storage.url)} refused: {found}')
+        return StorageUnavailable(f'Redis at {question.storage.place} refused: {found}')
     if found is None or isinstance(found, Exception):
         return found
     return _slice(found, question.request)
@@ -299,12 +298,6 @@ def _base(prefix: str, uid: str) -> str:
 def _literal(text: str) -> str:
     """Return a pattern of Redis that matches this text alone."""
     return re.sub(r'([*?\[\]\\^-])', r'\\\1', text)
-
-
-def _public(url: str | None) -> str:
-    """Return a URL without its password."""
-    scheme, _, rest = str(url).partition('://')
-    return f'{scheme}://{rest.rpartition("@")[2]}'
 
 
 def _prefix(trigger: str) -> str:

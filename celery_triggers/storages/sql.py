@@ -8,14 +8,15 @@ beside them for people to read.
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
+import random
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from celery_triggers.exceptions import MissingExtra, StorageNotConfigured, StorageUnavailable
+from celery_triggers.forks import ForkGate, ForkLock
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
 from celery_triggers.storages.base import StorageBackend
@@ -41,8 +42,6 @@ except ImportError as exc:
 
 __all__ = ['SQLStorageBackend']
 
-DEFAULT_URL = 'sqlite:///triggers.db'
-
 #: How long a statement waits for another process's transaction, in seconds.
 BUSY_SECONDS = 30.0
 
@@ -50,8 +49,12 @@ BUSY_SECONDS = 30.0
 _CHUNK = 500
 
 
+#: How many seconds a fork waits at most for the transactions of other threads.
+_FORK_PATIENCE = 5.0
+
+
 class _Database:
-    """An engine with its tables, made once in each process."""
+    """An engine with its tables, made once in each process; it connects when it must."""
 
     def __init__(self, url: str, prefix: str, options: dict[str, Any]):
         parsed = sa.make_url(url)
@@ -68,11 +71,15 @@ class _Database:
         self.tables = Tables(prefix)
         self.statements = Statements(self.tables)
         connect_args = {'timeout': BUSY_SECONDS, **options.get('connect_args', {})}
+        self.patience = float(connect_args['timeout'])
+        # SQLite's locks do not survive a fork, its notes of them do: a child with an open
+        # connection of its parent's believes that it holds locks which it does not, and
+        # then processes write over each other (sqlite.org/howtocorrupt.html, 2.6).
+        self.gate = ForkGate(_FORK_PATIENCE, lambda: self.engine.dispose())
+        self._has_tables = False
         self.engine = sa.create_engine(parsed, **{**options, 'connect_args': connect_args})
-        event.listen(self.engine, 'connect', _on_connect)
+        event.listen(self.engine, 'connect', self._on_connect)
         event.listen(self.engine, 'begin', _on_begin)
-        with self.transaction(write=True) as connection:
-            self.tables.metadata.create_all(connection)
 
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[sa.Connection]:
@@ -81,28 +88,43 @@ class _Database:
         Raises:
             StorageUnavailable: The database did not answer in time.
         """
+        if not self._has_tables:
+            with self._transaction(write=True, matters=False) as connection:
+                self.tables.metadata.create_all(connection)
+            self._has_tables = True
+        with self._transaction(write=write, matters=write) as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, *, write: bool, matters: bool) -> Iterator[sa.Connection]:
         try:
-            with self.engine.connect() as connection:
+            with self.gate, self.engine.connect() as connection:
                 with connection.execution_options(triggers_write=write).begin():
                     yield connection
         except IntegrityError:
             raise
         except (DBAPIError, PoolTimeoutError) as exc:
             raise StorageUnavailable(
-                f'the database at {self.engine.url!r} did not answer: {exc}',
-                outcome_unknown=write,
+                f'the database at {self.engine.url!r} cannot be used: {exc}',
+                outcome_unknown=matters,
             ) from exc
 
-
-def _on_connect(connection: Any, _record: Any) -> None:
-    # Transactions begin where _on_begin says so, not where sqlite3 guesses.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute('PRAGMA journal_mode=WAL')
-    # In WAL mode a commit survives the death of any process; only a power cut may take
-    # the last ones, and the file stays sound.
-    cursor.execute('PRAGMA synchronous=NORMAL')
-    cursor.close()
+    def _on_connect(self, connection: Any, _record: Any) -> None:
+        # Transactions begin where _on_begin says so, not where sqlite3 guesses.
+        connection.isolation_level = None
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                connection.execute('PRAGMA journal_mode=WAL')
+                break
+            except sqlite3.OperationalError:
+                # SQLite does not wait here by itself when several processes make the file.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(random.uniform(0.001, 0.02))
+        # In WAL mode a commit survives the death of any process; only a power cut may take
+        # the last ones, and the file stays sound.
+        connection.execute('PRAGMA synchronous=NORMAL')
 
 
 def _on_begin(connection: sa.Connection) -> None:
@@ -111,21 +133,7 @@ def _on_begin(connection: sa.Connection) -> None:
 
 
 _databases: dict[tuple[Any, ...], _Database] = {}
-_databases_lock = threading.Lock()
-_inherited: list[_Database] = []
-
-
-def _after_fork() -> None:
-    """Leave the parent's connections alone: a child opens its own."""
-    global _databases_lock
-    _databases_lock = threading.Lock()
-    for database in _databases.values():
-        # Kept, so that they are not closed from here when they are collected.
-        _inherited.append(database)
-    _databases.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+_databases_lock = ForkLock()
 
 
 def _database_for(url: str, prefix: str, options: dict[str, Any]) -> _Database:
@@ -144,9 +152,10 @@ class SQLStorageBackend(StorageBackend):
     """Keeps a session in an SQL database; several processes may share it."""
 
     key = 'sql'
+    default_url = 'sqlite:///triggers.db'
 
     def _open(self) -> None:
-        self.url = self.url or DEFAULT_URL
+        assert self.url is not None
         self._database = _database_for(self.url, self.settings.key_prefix, self.options)
         self._statements = self._database.statements
         self._sid = _hash(self.uid)
@@ -158,17 +167,18 @@ class SQLStorageBackend(StorageBackend):
             return self._slice(connection, request)
 
     def _commit(self, commit: Commit, request: Request) -> Slice | None:
-        try:
-            with self._database.transaction(write=True) as connection:
-                if self._replace_session(connection, commit) and self._put_rows(
+        with self._database.transaction(write=True) as connection:
+            try:
+                applied = self._replace_session(connection, commit) and self._put_rows(
                     connection, commit
-                ):
-                    self._put_rest(connection, commit)
-                    return None
-                connection.rollback()
-        except IntegrityError:
-            # Another process made the session in between; the fresh slice shows it.
-            pass
+                )
+            except IntegrityError:
+                # Another process made the session or the row in between.
+                applied = False
+            if applied:
+                self._put_rest(connection, commit)
+                return None
+            connection.rollback()
         return self._read(request)
 
     def _write(self, write: Write) -> tuple[bool, Row | None]:
@@ -204,7 +214,7 @@ class SQLStorageBackend(StorageBackend):
 
     @classmethod
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
-        database = _database_for(url or DEFAULT_URL, settings.key_prefix, cls.in_use(settings))
+        database = _database_for(url or cls.default_url, settings.key_prefix, cls.in_use(settings))
         with database.transaction(write=False) as connection:
             found = connection.scalars(database.statements.uids).all()
         # LIKE folds case in SQLite and treats some characters specially.

@@ -14,6 +14,7 @@ from celery_triggers.engine.names import split_instance_name
 from celery_triggers.engine.session import FiringRecord, Plan, Session
 from celery_triggers.engine.transitions import BY_HAND, RESOLVED, TRANSITIONS, Event, Status
 from celery_triggers.exceptions import UnknownInstance
+from celery_triggers.registry import trigger_managers
 from celery_triggers.wiring import Application
 
 if TYPE_CHECKING:
@@ -247,6 +248,20 @@ class SessionView(ABC):
         """Return the instances that logged a warning or worse that nobody has resolved."""
         return [instance for instance in self if not instance.logs_resolved]
 
+    def create_instance(self, task: str | TaskConfig) -> TaskInstance:
+        """Make an instance by hand: see :meth:`.TriggerManager.create_instance`."""
+        made: TaskInstance = self._manager().create_instance(task)
+        return made
+
+    def clone_instance(self, instance: str | TaskInstance) -> TaskInstance:
+        """Copy an instance by hand: see :meth:`.TriggerManager.clone_instance`."""
+        made: TaskInstance = self._manager().clone_instance(instance)
+        return made
+
+    def _manager(self) -> Any:
+        key = self.read(Plan()).session.head.manager or self.application.settings.manager
+        return trigger_managers.get(key, self)
+
     def debug_repr(self) -> str:
         """Return the whole session as text for people."""
         session = self.load()
@@ -261,7 +276,6 @@ class SessionView(ABC):
         for instance in self._instances(session).values():
             lines.append(f'  {instance.name} {instance.status} {instance.kwargs!r}')
         return '\n'.join(lines)
-
 
     def wrap(self, session: Session, instance: Instance) -> TaskInstance:
         """Return an instance's record as applications see it."""

@@ -1,0 +1,114 @@
+"""Locks and pauses that survive ``os.fork()``: prefork workers fork at any moment.
+
+A lock that another thread holds while a process forks stays held in the child for ever,
+since that thread does not exist there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+
+__all__ = ['ForkGate', 'ForkLock']
+
+
+class ForkLock:
+    """A reentrant lock that a forked child gets new."""
+
+    _all: weakref.WeakSet[ForkLock] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self._renew()
+        self._all.add(self)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    @classmethod
+    def renew_all(cls) -> None:
+        """Renew every lock; called in a forked child."""
+        for lock in cls._all:
+            lock._renew()
+
+
+class ForkGate:
+    """Lets this process fork only while no thread is inside, or after some patience.
+
+    Args:
+        patience: For how many seconds a fork waits at most.
+        when_closed: Is called before the fork, when nobody is inside.
+    """
+
+    _all: weakref.WeakSet[ForkGate] = weakref.WeakSet()
+    _closed: list[ForkGate] = []
+
+    def __init__(self, patience: float, when_closed: Callable[[], None] | None = None):
+        self.patience = patience
+        self._when_closed = when_closed
+        self._renew()
+        self._all.add(self)
+
+    def _renew(self) -> None:
+        self._condition = threading.Condition()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._condition:
+            self._inside += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._condition:
+            self._inside -= 1
+            self._condition.notify_all()
+
+    def _close(self) -> None:
+        self._condition.acquire()
+        self._condition.wait_for(lambda: not self._inside, self.patience)
+        if self._when_closed is not None:
+            self._when_closed()
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Wait until nobody is inside, and let nobody in; called before a fork."""
+        cls._closed = list(cls._all)
+        for gate in cls._closed:
+            gate._close()
+
+    @classmethod
+    def open_all(cls) -> None:
+        """Let threads in again; called in the parent after a fork."""
+        for gate in cls._closed:
+            gate._condition.release()
+
+    @classmethod
+    def renew_all(cls) -> None:
+        """Renew every gate; called in a forked child."""
+        for gate in cls._all:
+            gate._renew()
+
+
+os.register_at_fork(
+    before=ForkGate.close_all,
+    after_in_parent=ForkGate.open_all,
+    after_in_child=ForkGate.renew_all,
+)
+os.register_at_fork(after_in_child=ForkLock.renew_all)

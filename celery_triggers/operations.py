@@ -1,0 +1,248 @@
+"""What a person may do with the instances of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kombu.exceptions import EncodeError
+
+from celery_triggers.controller import Controller
+from celery_triggers.engine import plans
+from celery_triggers.engine.configuration import TaskConfig
+from celery_triggers.engine.step import Step, cascade_kwargs
+from celery_triggers.engine.transitions import Status
+from celery_triggers.exceptions import (
+    InvalidConfiguration,
+    InvalidFiring,
+    InvalidTransition,
+    UnknownInstance,
+)
+from celery_triggers.storages.view import TaskInstance
+
+__all__ = ['Operations']
+
+
+class Operations(Controller):
+    """The part of a trigger manager that ends, repeats and mends instances by hand."""
+
+    def replay_failed_instance(
+        self,
+        failed_instance: TaskInstance | str,
+        replacement_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> TaskInstance:
+        """Run a failed or revoked instance again, as a new instance.
+
+        Args:
+            failed_instance: The instance or its name.
+            replacement_kwargs: ``{trigger: kwargs}`` that take the place of what was
+                fired; other triggers' kwargs stay.
+
+        Returns:
+            The new instance.
+
+        Raises:
+            InvalidTransition: It is neither failed nor revoked.
+            InvalidFiring: The kwargs cannot be serialized, or are of a trigger that the
+                task knows nothing of; nothing changed.
+        """
+        name = _name(failed_instance)
+        kwargs = {
+            trigger: self._checked_kwargs(trigger, value)
+            for trigger, value in (replacement_kwargs or {}).items()
+        }
+
+        def decide(step: Step) -> None:
+            instance = self._unhappy(step, name, Status.REPLAYED)
+            self._check_replacement(step.session.configuration.get(instance.task), instance, kwargs)
+            step.replay(instance, replacement_kwargs=kwargs)
+
+        outcome = self.change(plans.outcome(name), decide)
+        return self.storage[outcome.record.created[0]]
+
+    def skip_failed_instance(
+        self,
+        failed_instance: TaskInstance | str,
+        cascade: bool = False,
+        result: Any = None,
+    ) -> None:
+        """Resolve a failed or revoked instance without running it again.
+
+        Args:
+            failed_instance: The instance or its name.
+            cascade: Whether its task's name is fired as if it had finished.
+            result: The simulated result, used with ``cascade``.
+
+        Raises:
+            InvalidTransition: It is neither failed nor revoked.
+            InvalidFiring: The result cannot be serialized; nothing changed.
+        """
+        name = _name(failed_instance)
+        kwargs = self._checked_kwargs(name, cascade_kwargs(result)) if cascade else None
+
+        def decide(step: Step) -> None:
+            metadata = {'result': result} if cascade else None
+            step.skip(self._unhappy(step, name, Status.SKIPPED), metadata=metadata, cascade=kwargs)
+
+        self.change(plans.outcome(name), decide)
+
+    def update_instance_status(
+        self,
+        task_instance: TaskInstance | str,
+        status: Status | str,
+        metadata: Mapping[str, Any] | None = None,
+        cascade: bool = False,
+        cascade_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Set an instance's status by hand.
+
+        Any resolved status can be set on an unresolved instance, ``failed`` and
+        ``revoked`` on what was released.
+
+        Args:
+            metadata: Joins the instance's metadata.
+            cascade: Whether its task's name is fired, with ``cascade_kwargs``.
+
+        Raises:
+            InvalidTransition: The instance cannot get that status.
+        """
+        name, wanted = _name(task_instance), Status(status)
+        kwargs = self._checked_kwargs(name, cascade_kwargs) if cascade else None
+        facts = self._checked_kwargs(name, metadata)
+
+        def decide(step: Step) -> None:
+            step.set_status(
+                self._instance(step, name), wanted, metadata=facts, cascade=kwargs
+            )
+
+        self.change(plans.outcome(name), decide)
+
+    def update_instance_metadata(
+        self, task_instance: TaskInstance | str, metadata: Mapping[str, Any]
+    ) -> None:
+        """Merge facts into an instance's metadata.
+
+        Raises:
+            InvalidFiring: They are no mapping or cannot be serialized.
+        """
+        name = _name(task_instance)
+        facts = self._checked_kwargs(name, metadata)
+
+        def decide(step: Step) -> None:
+            instance = self._instance(step, name)
+            instance.metadata.update(facts)
+            step.touch(instance)
+
+        self.change(plans.record_of(name), decide)
+
+    def mark_instance_logs_resolved(self, task_instance: TaskInstance | str) -> None:
+        """Note that somebody has seen to the warnings that an instance logged."""
+        name = _name(task_instance)
+
+        def decide(step: Step) -> None:
+            instance = self._instance(step, name)
+            instance.logs_resolved = True
+            step.touch(instance)
+
+        self.change(plans.record_of(name), decide)
+
+    def create_instance(self, task: TaskConfig | str) -> TaskInstance:
+        """Make the next instance of a trigger task by hand.
+
+        It receives the latest firings that its condition names, but for ``andEvery``. If
+        its condition holds it is released at once, if ``unless`` holds it is abandoned.
+
+        Raises:
+            InvalidConfiguration: The session has no such trigger task; nothing changed.
+        """
+        name = task if isinstance(task, str) else task.name
+
+        def decide(step: Step) -> None:
+            config = step.session.configuration.get(name)
+            if config is None:
+                raise self._no_task(step, name)
+            step.create(config)
+
+        outcome = self.change(plans.whole, decide)
+        return self.storage[outcome.record.created[0]]
+
+    def clone_instance(self, instance: TaskInstance | str) -> TaskInstance:
+        """Make another instance with what this one received; this one stays as it is.
+
+        If its condition holds it is released at once, if ``unless`` holds it is abandoned.
+
+        Raises:
+            UnknownInstance: There is no such instance.
+            InvalidConfiguration: The session no longer has its trigger task.
+        """
+        name = _name(instance)
+
+        def decide(step: Step) -> None:
+            original = self._instance(step, name)
+            config = step.session.configuration.get(original.task)
+            if config is None:
+                raise self._no_task(step, original.task)
+            step.copy(config, original)
+
+        outcome = self.change(plans.whole, decide)
+        return self.storage[outcome.record.created[0]]
+
+    def _no_task(self, step: Step, name: str) -> InvalidConfiguration:
+        return InvalidConfiguration(
+            f'session {self.uid!r} has no trigger task {name!r}; '
+            f'it has: {", ".join(step.session.configuration) or "none"}'
+        )
+
+    def _check_replacement(
+        self, config: TaskConfig | None, instance: Any, kwargs: Mapping[str, Any]
+    ) -> None:
+        known = {*instance.received, *(config.triggers if config else ())}
+        known.update(config.with_params if config else ())
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise InvalidFiring(
+                f'{instance.name} of session {self.uid!r} has nothing to do with '
+                f'{", ".join(unknown)}; its triggers are: {", ".join(sorted(known))}',
+                uid=self.uid, trigger=unknown[0],
+            )
+
+    def _checked_kwargs(
+        self, trigger: str, kwargs: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        if kwargs is None:
+            return {}
+        if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+            raise InvalidFiring(
+                f'the kwargs of {trigger!r} must be a mapping with string keys, not {kwargs!r}',
+                uid=self.uid, trigger=trigger,
+            )
+        try:
+            # As readers will see it, and so that later changes of the caller's do not show.
+            copy: dict[str, Any] = self.storage.codec.copy(dict(kwargs))
+        except EncodeError as exc:
+            raise InvalidFiring(
+                f'the kwargs of {trigger!r} cannot be serialized '
+                f'({self.storage.settings.serializer}): {exc}',
+                uid=self.uid, trigger=trigger,
+            ) from exc
+        return copy
+
+    def _instance(self, step: Step, name: str) -> Any:
+        instance = step.session.instance(name)
+        if instance is None:
+            raise UnknownInstance(self.uid, name)
+        return instance
+
+    def _unhappy(self, step: Step, name: str, wanted: Status) -> Any:
+        instance = self._instance(step, name)
+        if instance.status not in (Status.FAILED, Status.REVOKED):
+            raise InvalidTransition(
+                f'{name} of session {self.uid!r} is {instance.status}; only a failed or '
+                f'revoked instance can be {wanted} by hand',
+                instance=name, status=instance.status.value, wanted=wanted.value,
+            )
+        return instance
+
+
+def _name(instance: TaskInstance | str) -> str:
+    return instance if isinstance(instance, str) else instance.name
