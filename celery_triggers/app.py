@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -13,25 +14,27 @@ from celery.app.base import Celery as _Celery
 from kombu.exceptions import OperationalError
 
 from celery_triggers import signals
-from celery_triggers.decorator import Spoken, declare, declare_shared
+from celery_triggers.decorator import Spoken, check_sessions, declare, declare_shared
 from celery_triggers.delivery import Delivery, exception_facts
+from celery_triggers.dispatcher import Dispatcher
 from celery_triggers.engine.configuration import Configuration, TaskConfig
-from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.exceptions import (
+    InvalidConfiguration,
+    StorageNotConfigured,
+    StorageUnavailable,
+    TriggersError,
+)
 from celery_triggers.firing import ReadyFiring, fire_all
 from celery_triggers.forks import ForkLock
 from celery_triggers.manager import Firing, Release, TriggerManager
-from celery_triggers.registry import storage_backends, task_runners, trigger_managers
-from celery_triggers.runners import EagerError
+from celery_triggers.registry import storage_backends, trigger_managers
 from celery_triggers.settings import Settings
-from celery_triggers.storages.base import StorageBackend
+from celery_triggers.storages.base import StorageBackend, public_url
 from celery_triggers.workflow import Workflow, Workflows
 
 __all__ = ['Celery', 'Triggers', 'current_triggers', 'shared_trigger_task', 'triggers_of']
 
 logger = logging.getLogger(__name__)
-
-#: What a broker or a result backend that is down raises; the instance stays scheduled.
-_NOT_SENT = (OperationalError, OSError, RuntimeError)
 
 _made = ForkLock()
 
@@ -43,7 +46,9 @@ class Triggers:
         self.app = app
         self.settings = Settings(self._setting, self._state_of_settings)
         self.workflows = Workflows()
-        self._runners: dict[str, Any] = {}
+        self._dispatcher = Dispatcher(app, self.settings)
+        self._knows_tasks = False
+        self._loading = threading.local()
         signals.connect()
         app.task(
             bind=True,
@@ -59,6 +64,9 @@ class Triggers:
         return f'<Triggers of {self.app!r}>'
 
     def _setting(self, name: str, default: Any) -> Any:
+        if name in ('broker_url', 'result_backend'):
+            # Celery looks at the environment too for these.
+            return getattr(self.app.conf, name)
         return self.app.conf.get(name, default)
 
     def _state_of_settings(self) -> object:
@@ -187,13 +195,40 @@ class Triggers:
         Raises:
             InvalidConfiguration: It was refused whole; nothing changed.
         """
-        self.workflows.add(sessions, configuration)
+        self.workflows.add(check_sessions(sessions), configuration)
 
     def configuration_for(self, uid: str) -> Configuration:
-        """Return what a new session of this uid starts with."""
-        if not self.app.finalized:
-            self.app.finalize(auto=True)
+        """Return what a new session of this uid starts with.
+
+        Raises:
+            InvalidConfiguration: A trigger task is declared wrongly, or a module that may
+                declare some cannot be imported.
+        """
+        self.learn_tasks()
         return self.workflows.for_uid(uid)
+
+    def learn_tasks(self) -> None:
+        """Import ``include``, ``imports`` and what is autodiscovered, as a worker does.
+
+        A process that only fires would else begin sessions that lack their trigger tasks.
+        """
+        if self._knows_tasks or getattr(self._loading, 'now', False):
+            return
+        self._loading.now = True
+        try:
+            if not self.app.loader.worker_initialized:
+                self.app.loader.import_default_modules()
+            if not self.app.finalized:
+                self.app.finalize(auto=True)
+            self._knows_tasks = True
+        except ImportError as exc:
+            raise InvalidConfiguration(
+                "a module of the application's tasks cannot be imported here, and a session "
+                'begins with the trigger tasks that the process knows which fires first: '
+                f'{type(exc).__name__}: {exc}'
+            ) from exc
+        finally:
+            self._loading.now = False
 
     def trigger_task(self, *args: Any, **options: Any) -> Any:
         """Decorate a function, a :class:`.TriggerTask` class or a task as a trigger task.
@@ -238,41 +273,36 @@ class Triggers:
         uid, manager, storage = (str(header[key]) for key in ('uid', 'manager', 'storage'))
         return Delivery(self.session(uid, manager, storage), header, token)
 
-    def dispatch(self, release: Release) -> None:
-        """Hand a released instance to its task runner.
+    def check_storage(self, storage: StorageBackend) -> None:
+        """Refuse changes of sessions where no worker would look for them.
 
-        A broker that is down leaves the instance scheduled; anything else that keeps it
-        from being sent fails the instance and never what released it.
+        Raises:
+            StorageNotConfigured: It is not the storage that the settings name.
         """
-        name = (
-            release.config.using
-            or release.manager.default_task_runner_name
-            or self.settings.runner
-        )
-        try:
-            self._runner(name).run(release)
-        except EagerError as exc:
-            raise exc.error from exc.error.__cause__
-        except _NOT_SENT as exc:
-            logger.error(
-                '%s of session %r stays scheduled, its message was not sent: %s',
-                release.instance.name, release.manager.uid, exc,
-            )
-        except Exception as exc:  # noqa: BLE001
-            # Whatever is wrong with one task is that instance's failure alone.
-            logger.error(
-                '%s of session %r cannot be dispatched: %s',
-                release.instance.name, release.manager.uid, exc,
-            )
-            Delivery(release.manager, release.header).fail(
-                'cannot be dispatched', exception_facts(exc)
+        key, url = self.settings.frozen().storage_location()
+        if (storage.key, storage.url) != (key, url or storage.default_url):
+            raise StorageNotConfigured(
+                f'session {storage.uid!r} is in {storage.place}, but workers look for '
+                f'sessions in {public_url(url or storage.default_url or key)}; set '
+                'triggers_storage. A message names a storage by its key alone.'
             )
 
-    def _runner(self, name: str) -> Any:
-        runner = self._runners.get(name)
-        if runner is None:
-            runner = self._runners[name] = task_runners.get(name, self.app)
-        return runner
+    def warm_up(self) -> None:
+        """Import and open what a report of a worker's parent will need.
+
+        Later a child may be forked in the middle of it, and could never import it again.
+
+        Raises:
+            TriggersError: A setting names what is not there, or the storage is down.
+        """
+        settings = self.settings.frozen()
+        trigger_managers.get_class(settings.manager)
+        self._dispatcher.runner(settings.runner)
+        _ = self.storage('celery_triggers').exists
+
+    def dispatch(self, release: Release) -> None:
+        """Hand a released instance to its task runner."""
+        self._dispatcher.dispatch(release)
 
 
 def _replacement_failed_in(triggers: Triggers) -> Callable[..., Any]:
@@ -321,11 +351,24 @@ def wake_in_worker(app: Any) -> None:
     """Attach to a worker's application if it has a storage or a trigger task.
 
     An application that has neither stays as it would be without this package.
+
+    Raises:
+        SystemExit: ``triggers_storage`` names a storage that cannot be used. (Celery only
+            logs other exceptions of signal handlers, and the worker would drop its tasks.)
     """
-    if app.conf.get('triggers_storage', None) or any(
+    chosen = app.conf.get('triggers_storage', None)
+    if not chosen and not any(
         getattr(task, 'takes_context', False) for task in app.tasks.values()
     ):
-        triggers_of(app)
+        return
+    try:
+        triggers_of(app).warm_up()
+    except StorageUnavailable as exc:
+        logger.error('trigger tasks wait until the storage of their sessions is there: %s', exc)
+    except TriggersError as exc:
+        if chosen:
+            raise SystemExit(f'celery_triggers: {exc}') from exc
+        logger.warning('trigger tasks cannot be run here: %s', exc)
 
 
 def shared_trigger_task(*args: Any, **options: Any) -> Any:

@@ -38,7 +38,7 @@ class Spoken:
                 f'and takes no positional argument, not {args[0]!r}'
             )
         given = dict(options)
-        self.sessions: str = given.pop('sessions', '')
+        self.sessions = check_sessions(given.pop('sessions', ''))
         self.trigger_name: str | None = given.pop('trigger_name', None)
         self.directives = {name: given.pop(name) for name in _DIRECTIVES if name in given}
         self.options = given
@@ -49,7 +49,7 @@ class Spoken:
     def _refuse_misspelled(self) -> None:
         """Refuse what Celery would keep as an attribute of the task and never look at."""
         for name in self.options:
-            meant = difflib.get_close_matches(name, _OWN, n=1, cutoff=0.75)
+            meant = difflib.get_close_matches(name, _OWN, n=1, cutoff=0.8)
             if meant and not hasattr(TriggerTask, name):
                 raise TypeError(f'@app.trigger_task has no {name}=; did you mean {meant[0]}=?')
 
@@ -76,6 +76,19 @@ class Spoken:
         return Declaration(
             self.sessions, self.trigger_name or name, self.directives, task=task, target=target
         )
+
+
+def check_sessions(prefix: Any) -> str:
+    """Return the prefix of the uids that trigger tasks are for.
+
+    Raises:
+        InvalidConfiguration: It is no string.
+    """
+    if not isinstance(prefix, str):
+        raise InvalidConfiguration(
+            f'sessions= is one prefix of uids, a string such as "order:", not {prefix!r}'
+        )
+    return str.__str__(prefix)
 
 
 def declare(app: Any, spoken: Spoken, target: Any) -> tuple[Any, Declaration]:

@@ -6,6 +6,7 @@ never be able to break an import of kombu or celery: whatever goes wrong here is
 warning, and Celery works as if the package were not installed.
 """
 
+import contextlib
 import sys
 import warnings
 from typing import Any
@@ -62,4 +63,5 @@ def _register() -> None:
 try:
     _register()
 except Exception as exc:  # noqa: BLE001  (the promise above: never break an import)
-    warnings.warn(f'celery_triggers could not attach itself to Celery: {exc!r}', stacklevel=1)
+    with contextlib.suppress(Exception):  # warnings may be errors
+        warnings.warn(f'celery_triggers could not attach itself to Celery: {exc!r}', stacklevel=1)

@@ -184,10 +184,13 @@ class Workflow:
     @property
     def tasks(self) -> dict[str, TaskConfig]:
         """Its trigger tasks by name."""
+        self._triggers.learn_tasks()
         return dict(self._triggers.workflows.of_prefix(self.prefix))
 
     def trigger_task(self, *args: Any, **options: Any) -> Any:
         """As ``app.trigger_task``, for this workflow."""
+        if 'sessions' in options:
+            raise TypeError(f'the workflow {self.prefix!r} says for which sessions it is')
         return self._triggers.trigger_task(*args, sessions=self.prefix, **options)
 
     def configure(self, configuration: Mapping[str, Any]) -> None:

@@ -9,9 +9,13 @@ from typing import Any
 from celery._state import get_current_app
 
 from celery_triggers.context import TaskContext
+from celery_triggers.engine.instances import Instance
+from celery_triggers.engine.names import split_instance_name
+from celery_triggers.engine.transitions import Status
 from celery_triggers.manager import Firing, TriggerManager
 from celery_triggers.runners import ThreadingTaskRunner
 from celery_triggers.storages.memory import MemoryStorageBackend
+from celery_triggers.storages.view import TaskInstance
 
 __all__ = ['TriggersKit', 'context']
 
@@ -29,6 +33,8 @@ def context(
     no broker and no storage. What it fires goes into a session in memory, which
     ``context.manager`` gives access to.
 
+    ``context.task_instance`` is a made-up instance that runs.
+
     Args:
         trigger_kwargs: ``{trigger: kwargs}``, as the task would receive them.
         uid: The session's uid; a new one by default.
@@ -39,10 +45,45 @@ def context(
         app: Any = get_current_app()
         # A space of its own: what a test fires here meets no other test.
         storage = MemoryStorageBackend(
-            uid or f'test:{uuid.uuid4()}', f'memory://{uuid.uuid4()}', application=app.triggers
+            uid or f'test:{uuid.uuid4()}',
+            f'memory://{uuid.uuid4()}',
+            application=_Alone(app.triggers),
         )
         manager = TriggerManager(storage)
-    return TaskContext(manager, instance_name, dict(trigger_kwargs or {}))
+    return _TestContext(manager, instance_name, dict(trigger_kwargs or {}))
+
+
+class _Alone:
+    """An application whose released tasks go nowhere."""
+
+    def __init__(self, triggers: Any):
+        self.settings = triggers.settings
+        self.configuration_for = triggers.configuration_for
+        self.async_result = triggers.async_result
+
+    def check_storage(self, storage: Any) -> None:
+        """Let sessions be anywhere: nobody else looks for them."""
+
+    def dispatch(self, release: Any) -> None:
+        """Leave a released instance scheduled, for the test to look at."""
+
+
+class _TestContext(TaskContext):
+    """A context without a run: it makes up what a worker would have stored."""
+
+    @property
+    def task_instance(self) -> TaskInstance:
+        storage = self.manager.storage
+        if self.instance_name in storage:
+            return storage[self.instance_name]
+        task, number = split_instance_name(self.instance_name)
+        received = {trigger: dict(kwargs) for trigger, kwargs in self.trigger_kwargs.items()}
+        record = Instance(task, number, status=Status.RUNNING, received=received)
+        return TaskInstance(storage.application, self.uid, record, storage.tasks.get(task))
+
+    def firings(self, trigger: str) -> list[dict[str, Any]]:
+        given = [dict(self.trigger_kwargs[trigger])] if trigger in self else []
+        return given + super().firings(trigger)
 
 
 class TriggersKit:

@@ -24,14 +24,15 @@ _SETTINGS = {
 def triggers() -> Iterator[TriggersKit]:
     """The current Celery application with sessions in memory and tasks in threads.
 
-    The settings that it changes are put back after the test, and its sessions forgotten.
+    Settings that it or the test changes are put back after the test, and its sessions
+    forgotten.
     """
     from celery._state import get_current_app
 
     from celery_triggers.testing.kit import TriggersKit
 
     app: Any = get_current_app()
-    before = {name: app.conf.get(name) for name in _SETTINGS}
+    before = dict(app.conf.changes)
     app.conf.update(_SETTINGS)
     kit = TriggersKit(app)
     kit.clear()
@@ -40,4 +41,5 @@ def triggers() -> Iterator[TriggersKit]:
         kit.join()
     finally:
         kit.clear()
-        app.conf.update(before)
+        app.conf.changes.clear()
+        app.conf.changes.update(before)

@@ -244,6 +244,7 @@ def test_a_file_that_is_locked_is_waited_for_once(sql_medium: Medium, tmp_path: 
     application = sql_medium.application(
         EACH, triggers_storage_options={'connect_args': {'timeout': 0.02}}
     )
+    sql_medium.manager(application, 'x').start()
     ready = into(sql_medium, application, 'x', 'y', 'z')
     asked = []
     for firing in ready:

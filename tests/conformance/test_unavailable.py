@@ -119,5 +119,10 @@ def test_a_database_that_cannot_be_shared_or_is_not_supported_is_refused(url: st
 
 
 def test_a_folder_that_does_not_exist_is_an_unavailable_storage(tmp_path: Path):
-    with pytest.raises(StorageUnavailable):
-        Medium('sql', f'sqlite:///{tmp_path}/missing/triggers.db').manager(EACH)
+    manager = Medium('sql', f'sqlite:///{tmp_path}/missing/triggers.db').manager(EACH)
+    with pytest.raises(StorageUnavailable, match='unable to open') as caught:
+        manager.fire('a', event_id='mine')
+    assert caught.value.event_id == 'mine'
+    assert not caught.value.outcome_unknown
+    (tmp_path / 'missing').mkdir()
+    assert manager.fire('a', event_id='mine').released == ['t_each#0']

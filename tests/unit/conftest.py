@@ -31,6 +31,9 @@ class World:
     def configuration_for(self, uid: str) -> Configuration:
         return self.configuration
 
+    def check_storage(self, storage: Any) -> None:
+        pass
+
     def dispatch(self, release: Release) -> None:
         self.released.append(release.instance.name)
         self.headers[release.instance.name] = release.header
