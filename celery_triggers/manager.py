@@ -11,7 +11,7 @@ from celery_triggers.controller import Release
 from celery_triggers.engine import plans
 from celery_triggers.engine.configuration import Configuration, TaskConfig
 from celery_triggers.engine.explain import Explanation, explain
-from celery_triggers.engine.names import SESSION_FINALIZED, check_trigger, problem_with
+from celery_triggers.engine.names import SESSION_FINALIZED, check_trigger, plain, problem_with
 from celery_triggers.engine.step import Step
 from celery_triggers.exceptions import (
     InvalidConfiguration,
@@ -81,7 +81,7 @@ class TriggerManager(Operations):
         """Check a firing, with the arguments of :meth:`fire`, and change nothing yet."""
         trigger = check_trigger(self.uid, trigger_name)
         kwargs = self._checked_kwargs(trigger, trigger_kwargs)
-        self._check_event_id(trigger, event_id)
+        event_id = self._checked_event_id(trigger, event_id)
         self._check_runner()
 
         def decide(step: Step) -> None:
@@ -108,12 +108,15 @@ class TriggerManager(Operations):
 
         self.change(plans.head_alone, decide)
 
-    def _check_event_id(self, trigger: str, event_id: Any) -> None:
-        problem = problem_with(event_id) if event_id is not None else None
+    def _checked_event_id(self, trigger: str, event_id: Any) -> str | None:
+        if event_id is None:
+            return None
+        problem = problem_with(event_id)
         if problem:
             raise InvalidFiring(
                 f'an event id {problem}: {event_id!r}', uid=self.uid, trigger=trigger
             )
+        return plain(event_id)
 
     def _check_runner(self) -> None:
         runner = self.default_task_runner_name or self.storage.settings.runner
@@ -169,6 +172,7 @@ class TriggerManager(Operations):
             step.reconfigure(updated, apply_past=apply_past, named=changes)
 
         self.change(plans.whole, decide)
+        changes.warn_about_cycles()
 
     def remove_tasks(self, names: Iterable[str]) -> None:
         """Take trigger tasks out of this session; their waiting instances are abandoned.

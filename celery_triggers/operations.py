@@ -10,6 +10,7 @@ from kombu.exceptions import EncodeError
 from celery_triggers.controller import Controller
 from celery_triggers.engine import plans
 from celery_triggers.engine.configuration import TaskConfig
+from celery_triggers.engine.names import plain
 from celery_triggers.engine.step import Step, cascade_kwargs
 from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import (
@@ -130,7 +131,8 @@ class Operations(Controller):
 
         def decide(step: Step) -> None:
             instance = self._instance(step, name)
-            instance.metadata.update(facts)
+            # Together they must still be what the serializer can take.
+            instance.metadata = self._checked_kwargs(name, {**instance.metadata, **facts})
             step.touch(instance)
 
         self.change(plans.record_of(name), decide)
@@ -245,4 +247,8 @@ class Operations(Controller):
 
 
 def _name(instance: TaskInstance | str) -> str:
-    return instance if isinstance(instance, str) else instance.name
+    if isinstance(instance, str):
+        return plain(instance)
+    if isinstance(instance, TaskInstance):
+        return instance.name
+    raise TypeError(f'an instance or its name is wanted, such as "t_ship#0", not {instance!r}')

@@ -73,23 +73,24 @@ class Workflows:
         """Read the declarations that have not been read yet.
 
         Raises:
-            InvalidConfiguration: A declaration is wrong; it is dropped, and the error
-                comes only once.
+            InvalidConfiguration: A declaration is wrong. It stays so, and the error comes
+                each time: a session must not begin with a part of its trigger tasks.
         """
         with self._lock:
             if not self._unresolved:
                 return
             pending = [d for d in self._declarations if d.config is None]
+            parsed = [self._parse(declaration) for declaration in pending]
+            for declaration, config in zip(pending, parsed, strict=True):
+                declaration.config = config
             try:
-                for declaration in pending:
-                    declaration.config = self._parse(declaration)
                 self._check([])
             except InvalidConfiguration:
-                self._declarations = [d for d in self._declarations if d not in pending]
+                for declaration in pending:
+                    declaration.config = None
                 raise
-            finally:
-                self._unresolved = 0
-                self._configurations.clear()
+            self._unresolved = 0
+            self._configurations.clear()
         for prefix in {d.prefix for d in pending}:
             self.of_prefix(prefix).warn_about_cycles()
 
@@ -110,7 +111,7 @@ class Workflows:
             return kind(self._names_in(member, declaration) for member in value)
         if isinstance(value, Condition):
             return value.resolved(lambda task: self._name_of(task, declaration))
-        if type(value) in (str, int, float, dict, bool):
+        if type(value) in (int, float, dict, bool) or issubclass(type(value), str):
             return value
         if value is None:
             return None
@@ -143,7 +144,8 @@ class Workflows:
                 if overlap and known_both and declaration.config != other.config:
                     raise InvalidConfiguration(
                         f'it is declared twice for overlapping sessions ({other.prefix!r} and '
-                        f'{declaration.prefix!r}); give one of them another trigger_name',
+                        f'{declaration.prefix!r}); give one of them another trigger_name'
+                        + _beside_that(declaration, other),
                         task=declaration.name,
                     )
             known[declaration.name].append(declaration)
@@ -169,6 +171,14 @@ class Workflows:
                     )
                 )
         return known
+
+
+def _beside_that(one: Declaration, other: Declaration) -> str:
+    """Say what else must differ if two functions make one Celery task."""
+    same = one.config and other.config and one.config.run == other.config.run
+    if not same or one.task is other.task or None in (one.task, other.task):
+        return ''
+    return ', and another name= too: Celery knows both functions as one task'
 
 
 class Workflow:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
-from celery_triggers.engine.names import problem_with
+from celery_triggers.engine.names import plain, problem_with
 from celery_triggers.exceptions import InvalidConfiguration
 
 __all__ = [
@@ -198,12 +198,12 @@ def all_of(*members: Any) -> Condition:
     Raises:
         InvalidConfiguration: A member is none of these.
     """
-    return AllOf(tuple(_member(member) for member in members))
+    return AllOf(_unique(_member(member) for member in members))
 
 
 def any_of(*members: Any) -> Condition:
     """Return a condition that holds when one member holds (see :func:`all_of`)."""
-    return AnyOf(tuple(_member(member) for member in members))
+    return AnyOf(_unique(_member(member) for member in members))
 
 
 def at_least(count: int, *members: Any) -> Condition:
@@ -213,15 +213,16 @@ def at_least(count: int, *members: Any) -> Condition:
         InvalidConfiguration: ``count`` is not between 1 and the number of members, or a
             member is neither a trigger name nor a condition.
     """
-    _check_count(count, members)
-    return AtLeast(tuple(_member(member) for member in members), count)
+    unique = _unique(_member(member) for member in members)
+    _check_count(count, unique)
+    return AtLeast(unique, count)
 
 
 def _check_count(count: Any, members: Collection[Any]) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(members):
         raise InvalidConfiguration(
             f'atLeast must be a whole number from 1 to {len(members)}, '
-            f'the number of its members, not {count!r}'
+            f'the number of its different members, not {count!r}'
         )
 
 
@@ -239,7 +240,7 @@ def _member(value: Any) -> Condition:
     problem = problem_with(value)
     if problem:
         raise InvalidConfiguration(f'a trigger name {problem}: {value!r}')
-    return On(value)
+    return On(plain(value))
 
 
 def parse_condition(value: Any) -> Condition:
@@ -284,8 +285,10 @@ def _parse_mapping(value: Mapping[Any, Any]) -> Condition:
             parsed = _members(members, 'of')
             _check_count(count, parsed)
             return AtLeast(parsed, count)
-        case {'trigger': trigger, **rest} if not rest:
+        case {'trigger': str() as trigger, **rest} if not rest:
             return _member(trigger)
+        case {'trigger': trigger, **rest} if not rest:
+            raise InvalidConfiguration(f'"trigger" wants the name of one, not {trigger!r}')
         case {'trigger': _, **rest}:
             raise InvalidConfiguration(f'{_listed(rest)} beside "trigger" is not supported')
     raise InvalidConfiguration(
@@ -299,6 +302,18 @@ def _members(value: Any, key: str) -> tuple[Condition, ...]:
         raise InvalidConfiguration(f'"{key}" wants a list of at least one member, not {value!r}')
     ordered = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
     return _unique(_member(member) for member in ordered)
+
+
+def check_members(condition: Condition) -> None:
+    """Refuse a condition with an empty one inside it, which cannot be written down.
+
+    Raises:
+        InvalidConfiguration: It has one.
+    """
+    for member in condition.members if isinstance(condition, _Branch) else ():
+        if isinstance(member, _Branch) and not member.members:
+            raise InvalidConfiguration('a condition inside another one must not be empty')
+        check_members(member)
 
 
 def _listed(keys: Iterable[Any]) -> str:

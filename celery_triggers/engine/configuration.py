@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -16,9 +17,11 @@ from celery_triggers.engine.conditions import (
     AllOf,
     Condition,
     On,
+    check_members,
     parse_condition,
 )
-from celery_triggers.engine.names import is_outcome_trigger, outcome_trigger, problem_with
+from celery_triggers.engine.cycles import cycle_of_abandonments, cycle_of_runs
+from celery_triggers.engine.names import is_outcome_trigger, plain, problem_with
 from celery_triggers.exceptions import InvalidConfiguration
 
 logger = logging.getLogger(__name__)
@@ -120,7 +123,7 @@ def parse_task(name: Any, directives: Any) -> TaskConfig:
         )
     known, extra = _split(name, directives)
     config = TaskConfig(
-        name=name,
+        name=plain(name),
         run=_run(name, known),
         after=_condition(name, 'after', known.get('after'), ALWAYS),
         and_every=_and_every(name, known.get('and_every')),
@@ -152,7 +155,8 @@ def _split(name: str, directives: Mapping[Any, Any]) -> tuple[dict[str, Any], di
             raise InvalidConfiguration(f'a directive is a string, not {key!r}', task=name)
         python_name = key if key in _PYTHON_NAMES else DIRECTIVES.get(key)
         if python_name is None:
-            extra[key] = value
+            _refuse_misspelled(name, key)
+            extra[plain(key)] = value
         elif python_name in known:
             raise InvalidConfiguration('it is given twice', task=name, directive=key)
         else:
@@ -166,8 +170,21 @@ def _split(name: str, directives: Mapping[Any, Any]) -> tuple[dict[str, Any], di
     return known, extra
 
 
+def _refuse_misspelled(name: str, key: str) -> None:
+    """Refuse a directive that is kept and never looked at, where another was meant."""
+    known = {json.lower(): json for json in DIRECTIVES}
+    letters = ''.join(filter(str.isalpha, key)).lower()
+    meant = difflib.get_close_matches(letters, known, n=1, cutoff=0.8)
+    if meant:
+        raise InvalidConfiguration(
+            f'there is no such directive; did you mean "{known[meant[0]]}"?',
+            task=name,
+            directive=key,
+        )
+
+
 def _run(name: str, known: Mapping[str, Any]) -> str:
-    run = known.get('run')
+    run: Any = known.get('run')
     if isinstance(run, Mapping):
         raise InvalidConfiguration(
             'signatures are not supported by this version; write the name of a Celery task',
@@ -179,7 +196,7 @@ def _run(name: str, known: Mapping[str, Any]) -> str:
         raise InvalidConfiguration(
             f'the name of a Celery task is wanted; it {problem}', task=name, directive='run'
         )
-    return str(run)
+    return plain(run)
 
 
 def _condition(name: str, directive: str, value: Any, default: Condition) -> Condition:
@@ -187,6 +204,7 @@ def _condition(name: str, directive: str, value: Any, default: Condition) -> Con
         return default
     try:
         condition = parse_condition(value)
+        check_members(condition)
         empty = not len(condition)
     except InvalidConfiguration as exc:
         raise InvalidConfiguration(str(exc), task=name, directive=directive) from exc
@@ -207,7 +225,7 @@ def _and_every(name: str, value: Any) -> str | None:
             task=name,
             directive='andEvery',
         )
-    return str(value)
+    return plain(value)
 
 
 def _with_params(name: str, value: Any) -> dict[str, Any]:
@@ -230,7 +248,7 @@ def _optional_string(name: str, directive: str, value: Any) -> str | None:
         raise InvalidConfiguration(
             f'a key is wanted; it {problem}: {value!r}', task=name, directive=directive
         )
-    return str(value)
+    return plain(value)
 
 
 def _plain_json(name: str, directive: str | None, value: Mapping[Any, Any]) -> dict[str, Any]:
@@ -254,7 +272,13 @@ class Configuration(Mapping[str, TaskConfig]):
     def __init__(self, tasks: Mapping[str, TaskConfig]):
         self._tasks = dict(sorted(tasks.items()))
         self._plans: dict[Any, Any] = {}
-        _refuse_endless_cycles(self._tasks)
+        cycle = cycle_of_abandonments(self._tasks)
+        if cycle:
+            raise InvalidConfiguration(
+                f'abandonments alone lead back to it: {" -> ".join(cycle)}; '
+                'break the cycle of ":abandoned" and ":expired" triggers',
+                task=cycle[0],
+            )
 
     @classmethod
     def parse(cls, configuration: Any) -> Configuration:
@@ -328,59 +352,10 @@ class Configuration(Mapping[str, TaskConfig]):
         return Configuration({n: t for n, t in self._tasks.items() if n not in names})
 
     def warn_about_cycles(self) -> None:
-        """Log the cycles through runs: legal, and endless if ``andEvery`` closes them."""
-        edges = {
-            name: [t for t in self._tasks if self._tasks[t].and_every == name or
-                   name in self._tasks[t].after]
-            for name in self._tasks
-        }
-        cycle = _find_cycle(edges)
+        """Log a cycle through runs: legal, and endless if ``andEvery`` closes it."""
+        cycle = cycle_of_runs(self._tasks)
         if cycle:
             logger.warning(
                 'trigger tasks lead back to themselves: %s; make sure that this ends',
                 ' -> '.join(cycle),
             )
-
-
-def _refuse_endless_cycles(tasks: Mapping[str, TaskConfig]) -> None:
-    """Refuse what could go on for ever within one step: abandonments alone."""
-    edges: dict[str, list[str]] = {
-        name: [
-            other.name
-            for other in tasks.values()
-            if not other.triggers.isdisjoint(
-                {outcome_trigger(name, 'abandoned'), outcome_trigger(name, 'expired')}
-            )
-        ]
-        for name in tasks
-    }
-    cycle = _find_cycle(edges)
-    if cycle:
-        raise InvalidConfiguration(
-            f'abandonments alone lead back to it: {" -> ".join(cycle)}; '
-            'break the cycle of ":abandoned" and ":expired" triggers',
-            task=cycle[0],
-        )
-
-
-def _find_cycle(edges: Mapping[str, list[str]]) -> list[str] | None:
-    """Return the nodes of one cycle, its first again at the end, or ``None``."""
-    done: set[str] = set()
-    for start in edges:
-        path: list[str] = []
-        stack: list[tuple[str, Iterator[str]]] = []
-        if start not in done:
-            stack.append((start, iter(edges[start])))
-            path.append(start)
-        while stack:
-            _, successors = stack[-1]
-            following = next(successors, None)
-            if following is None:
-                stack.pop()
-                done.add(path.pop())
-            elif following in path:
-                return [*path[path.index(following):], following]
-            elif following not in done:
-                path.append(following)
-                stack.append((following, iter(edges[following])))
-    return None

@@ -37,6 +37,11 @@ def problem_with(name: Any) -> str | None:
     return None
 
 
+def plain(name: str) -> str:
+    """Return the characters of a name alone: the value of an enum's member, not its label."""
+    return str.__str__(name)
+
+
 def check_uid(uid: Any) -> str:
     """Return ``uid`` if a session can have it.
 
@@ -46,7 +51,7 @@ def check_uid(uid: Any) -> str:
     problem = problem_with(uid)
     if problem:
         raise InvalidFiring(f'the uid of a session {problem}: {uid!r}', uid=uid)
-    return str(uid)
+    return plain(uid)
 
 
 def check_trigger(uid: str, trigger: Any) -> str:
@@ -65,7 +70,7 @@ def check_trigger(uid: str, trigger: Any) -> str:
             uid=uid,
             trigger=trigger,
         )
-    return str(trigger)
+    return plain(trigger)
 
 
 def instance_name(task: str, number: int) -> str:

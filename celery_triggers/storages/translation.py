@@ -94,7 +94,8 @@ def head_from_text(text: str) -> Head:
 
 def instance_to_row(instance: Instance, codec: Codec) -> Row:
     """Return an instance as a row, one revision on."""
-    body: dict[str, Any] = {'kwargs': instance.received}
+    # Pairs, since kombu's JSON reads an object with certain keys as something else.
+    body: dict[str, Any] = {'kwargs': list(instance.received.items())}
     for name in ('metadata', 'times', 'depth', 'log_level', 'logs_resolved'):
         value = getattr(instance, name)
         if value:
@@ -131,7 +132,7 @@ def row_to_instance(name: str, row: Row, codec: Codec) -> Instance:
         rev=row.rev,
         changed=row.changed,
         claimed=row.claimed,
-        received=body.pop('kwargs'),
+        received=dict(body.pop('kwargs')),
         **body,
     )
 
