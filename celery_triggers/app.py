@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from kombu.exceptions import OperationalError
 
 from celery_triggers import signals
 from celery_triggers.decorator import Spoken, check_sessions, declare, declare_shared
-from celery_triggers.delivery import Delivery, exception_facts
+from celery_triggers.delivery import Delivery
 from celery_triggers.dispatcher import Dispatcher
 from celery_triggers.engine.configuration import Configuration, TaskConfig
 from celery_triggers.exceptions import (
@@ -23,11 +24,13 @@ from celery_triggers.exceptions import (
     StorageNotConfigured,
     StorageUnavailable,
     TriggersError,
+    UnknownKey,
 )
 from celery_triggers.firing import ReadyFiring, fire_all
 from celery_triggers.forks import ForkLock
 from celery_triggers.manager import Firing, Release, TriggerManager
 from celery_triggers.registry import storage_backends, trigger_managers
+from celery_triggers.replacement import replacement_failed_in
 from celery_triggers.settings import Settings
 from celery_triggers.storages.base import StorageBackend, public_url
 from celery_triggers.workflow import Workflow, Workflows
@@ -58,7 +61,7 @@ class Triggers:
             autoretry_for=(OperationalError, OSError, StorageUnavailable),
             retry_backoff=True,
             max_retries=None,
-        )(_replacement_failed_in(self))
+        )(replacement_failed_in(self))
 
     def __repr__(self) -> str:
         return f'<Triggers of {self.app!r}>'
@@ -147,13 +150,17 @@ class Triggers:
         """
         if not isinstance(storage, StorageBackend):
             storage = self.storage(uid, storage)
-        found: TriggerManager = trigger_managers.get(manager or storage.settings.manager, storage)
+        with _blaming('triggers_manager', unless=manager):
+            found: TriggerManager = trigger_managers.get(
+                manager or storage.settings.manager, storage
+            )
         return found
 
     def storage(self, uid: str, key: str | None = None) -> StorageBackend:
         """Return the storage backend of a session."""
-        key, url = self._location(key)
-        found: StorageBackend = storage_backends.get(key, uid, url, application=self)
+        with _blaming('triggers_storage', unless=key):
+            key, url = self._location(key)
+            found: StorageBackend = storage_backends.get(key, uid, url, application=self)
         return found
 
     def _location(self, key: str | None) -> tuple[str, str | None]:
@@ -305,24 +312,15 @@ class Triggers:
         self._dispatcher.dispatch(release)
 
 
-def _replacement_failed_in(triggers: Triggers) -> Callable[..., Any]:
-    """Return the error callback of a canvas that took the place of a trigger task."""
-
-    def replacement_failed(self: Any, task_id: str, header: dict[str, Any]) -> None:
-        result = triggers.app.AsyncResult(task_id)
-        try:
-            # The callbacks of a chord are sent before the chord's failure is stored.
-            stored = result.ready()
-            exc = result.result if stored and isinstance(result.result, BaseException) else None
-        except NotImplementedError:
-            # No result backend: the failure is known, if not its reason.
-            stored, exc = True, None
-        if not stored and self.request.retries < 5:
-            raise self.retry(countdown=0.2)
-        delivery = triggers.delivery(header, header.get('claim', ''))
-        delivery.fail('raised', exception_facts(exc))
-
-    return replacement_failed
+@contextmanager
+def _blaming(setting: str, unless: object) -> Iterator[None]:
+    """Name the setting in the error if a key came from there."""
+    try:
+        yield
+    except UnknownKey as exc:
+        if unless:
+            raise
+        raise UnknownKey(f'{exc.kind} in the setting {setting},', exc.key, exc.known) from None
 
 
 def triggers_of(app: Any) -> Triggers:

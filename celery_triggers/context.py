@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
+from celery.exceptions import TaskPredicate
 from celery.utils.log import get_task_logger
 
 from celery_triggers.exceptions import TriggersError, get_context, with_context
@@ -27,6 +28,7 @@ class TaskContext:
         trigger_kwargs: ``{trigger: kwargs}``; ``None`` reads them when they are needed.
         logger_name: The task's logger.
         run: Identifies this run, ``(task id, attempt)``; event ids are made of it.
+        incarnation: That of the session which released the instance.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class TaskContext:
         *,
         logger_name: str = 'celery_triggers.task',
         run: tuple[str, int] = ('', 0),
+        incarnation: str | None = None,
     ):
         self.manager = manager
         self.instance_name = instance_name
@@ -44,6 +47,7 @@ class TaskContext:
         self._trigger_kwargs = trigger_kwargs
         self._logger_name = logger_name
         self._run = run
+        self._incarnation = incarnation
         self._fired: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -94,14 +98,16 @@ class TaskContext:
         fired so: a run that is repeated after a crash does not fire again.
 
         Raises:
-            InvalidFiring: As by :meth:`.TriggerManager.fire`.
+            InvalidFiring: As by :meth:`.TriggerManager.fire`; or the session was deleted.
         """
         checked = self.manager.ready(trigger_name, trigger_kwargs)
         digest = self.manager.storage.codec.digest(checked.trigger, checked.kwargs)
         count = self._fired[digest] = self._fired.get(digest, 0) + 1
         task_id, attempt = self._run
         event_id = f'{task_id}:{attempt}:{digest}:{count}' if task_id else None
-        return self.manager.fire(trigger_name, trigger_kwargs, event_id=event_id)
+        return self.manager.ready(
+            trigger_name, trigger_kwargs, event_id=event_id, incarnation=self._incarnation
+        ).make()
 
     def firings(self, trigger: str) -> list[dict[str, Any]]:
         """Return the kwargs of each firing of a trigger that the history holds, in order."""
@@ -148,7 +154,8 @@ class TaskContext:
     ) -> Iterator[ContextLogger]:
         """Log to the task's logger; the instance remembers the highest level.
 
-        An exception that leaves the block is logged, with its context, and goes on.
+        An exception that leaves the block is logged, with its context, and goes on;
+        Celery's own ``Retry``, ``Ignore`` and ``Reject`` just go on.
 
         Args:
             context: Facts to add to every record, as ``extra={'context': ...}``.
@@ -158,6 +165,9 @@ class TaskContext:
         adapter = ContextLogger(target, dict(context or {}), self)
         try:
             yield adapter
+        except TaskPredicate:
+            # Retry, Ignore and Reject are how a task says what is to become of it.
+            raise
         except Exception as exc:
             adapter.error(
                 '%s: %s', type(exc).__name__, exc, exc_info=True,

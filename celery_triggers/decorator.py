@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 from celery import Task
 from celery.app import shared_task
@@ -14,7 +14,7 @@ from celery.local import PromiseProxy, Proxy
 
 from celery_triggers.engine.conditions import Condition
 from celery_triggers.exceptions import InvalidConfiguration
-from celery_triggers.task import TriggerTask, context_adapter
+from celery_triggers.task import TriggerTask
 from celery_triggers.workflow import Declaration
 
 __all__ = ['Spoken', 'declare', 'declare_shared']
@@ -120,19 +120,82 @@ def declare(app: Any, spoken: Spoken, target: Any) -> tuple[Any, Declaration]:
 def declare_shared(spoken: Spoken, function: Callable[..., Any]) -> tuple[Any, Declaration]:
     """As :func:`declare`, with a task that every application has."""
     options = dict(spoken.options)
-    adapter = context_adapter(function, bind=options.pop('bind', False))
+    bind = options.pop('bind', False)
+    _check_signature(function, ('self', 'context') if bind else ('context',))
+    adapter = _context_adapter(function, bind=bind)
     make: Any = shared_task
     task = make(bind=True, takes_context=True, base=TriggerTask, **options)(adapter)
     return task, spoken.declaration(f't_{function.__name__}', task, lambda: task)
 
 
+def _check_signature(function: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+    """Refuse code that a worker could not call with these arguments.
+
+    Raises:
+        TypeError: It takes others.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        # Written in C, without a signature to look at.
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise TypeError(
+            f'a trigger task is called with ({", ".join(arguments)}), which '
+            f'{function.__qualname__}{signature} does not take; what was fired is in '
+            'context[<trigger>]'
+        ) from None
+
+
+def _check_class(class_: type[TriggerTask]) -> None:
+    if class_._run is not TriggerTask._run:
+        _check_signature(class_._run, ('self', 'context'))
+    elif class_.run is TriggerTask.run:
+        raise TypeError(f'{class_.__name__} must define _run(self, context)')
+    else:
+        try:
+            _check_signature(class_.run, ('self',))
+        except TypeError as exc:
+            raise TypeError(f'{class_.__name__} must define _run(self, context): {exc}') from None
+
+
 def _task_of_function(app: Any, function: Callable[..., Any], options: dict[str, Any]) -> Any:
-    adapter = context_adapter(function, bind=options.pop('bind', False))
+    bind = options.pop('bind', False)
+    _check_signature(function, ('self', 'context') if bind else ('context',))
+    adapter = _context_adapter(function, bind=bind)
     options.setdefault('base', _trigger_task_of(app))
     # Celery shares the tasks of one application with every other one of the process.
     # A trigger task belongs to the workflows of this one.
     options.setdefault('shared', False)
     return app.task(bind=True, takes_context=True, **options)(adapter)
+
+
+def _context_adapter(function: Callable[..., Any], *, bind: bool) -> Callable[..., Any]:
+    """Return the ``run`` of a trigger task made from a function of a context."""
+
+    def run(self: TriggerTask, *args: Any, trigger_kwargs: Any = None) -> Any:
+        context, rest = self._context_and_rest(args, {'trigger_kwargs': trigger_kwargs})
+        return function(self, context, *rest) if bind else function(context, *rest)
+
+    for name in ('__name__', '__qualname__', '__module__', '__doc__'):
+        setattr(run, name, getattr(function, name, None))
+    returns = _return_annotation(function)
+    if returns is not inspect.Signature.empty:
+        # pydantic=True dumps what is annotated as a model.
+        run.__annotations__ = {'return': returns}
+    return run
+
+
+def _return_annotation(function: Callable[..., Any]) -> Any:
+    """Return the annotation itself where it is written as a string."""
+    annotation = inspect.signature(function).return_annotation
+    try:
+        return get_type_hints(function).get('return', annotation)
+    except (NameError, TypeError, AttributeError):
+        # A name in some annotation is not known (yet); nothing else depends on it.
+        return annotation
 
 
 def _trigger_task_of(app: Any) -> type:
@@ -149,6 +212,7 @@ def _promise_of_class(app: Any, class_: type, options: dict[str, Any]) -> Any:
             f'{class_.__name__} must derive from celery_triggers.TriggerTask and define '
             '_run(self, context)'
         )
+    _check_class(class_)
     promise = PromiseProxy(partial(_register_class, app, class_, options))
     if app.finalized:
         promise._get_current_object()

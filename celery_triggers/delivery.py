@@ -10,6 +10,7 @@ import logging
 import time
 import traceback as tracebacks
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +64,15 @@ class Delivery:
         header: The message's header, see :meth:`Controller.header`.
         token: This delivery's own, ``''`` for a task that makes no claim.
         patience: For how many seconds a report is repeated that meets no storage.
+        unmoved_by: Exceptions that may strike at any time and must not stop a report: the
+            code has ended, and its soft time limit means nothing any more.
     """
 
     manager: Controller
     header: Mapping[str, Any]
     token: str = ''
     patience: float = 0.0
+    unmoved_by: tuple[type[Exception], ...] = ()
 
     @property
     def name(self) -> str:
@@ -147,13 +151,13 @@ class Delivery:
         """End the instance as revoked; tell whether that counted."""
         return self._report('revocation', lambda step, instance: step.revoke(instance, reason))
 
-    def retry(self, countdown: float) -> bool:
+    def retry(self, countdown: float, log_level: int = 0) -> bool:
         """Give the instance another attempt; tell whether it may be sent."""
 
         def decide(step: Step, instance: Instance) -> None:
             step.retry(instance, step.now + int(countdown * 1000) if countdown > 0 else 0)
 
-        return self._report('retry', decide)
+        return self._report('retry', decide, log_level)
 
     def requeue(self) -> bool:
         """Give the attempt back, to be claimed by another delivery."""
@@ -177,7 +181,10 @@ class Delivery:
     ) -> bool:
         """Put a new instance in the place of this one, at its code's wish."""
         facts = self._storable(metadata or {})
-        kwargs = dict(self.manager.storage.codec.copy(dict(replacement_kwargs or {})))
+        try:
+            kwargs = dict(self.manager.storage.codec.copy(dict(replacement_kwargs or {})))
+        except EncodeError as exc:
+            return self.fail('cannot be replayed', exception_facts(exc), log_level)
 
         def decide(step: Step, instance: Instance) -> None:
             due = step.now + int(countdown * 1000) if countdown > 0 else 0
@@ -221,7 +228,8 @@ class Delivery:
                 self.name, self.header['uid'], what, self.patience, exc,
             )
             return False
-        self.manager.follow_up(outcome)
+        with suppress(*self.unmoved_by):
+            self.manager.follow_up(outcome)
         return bool(outcome.value) or outcome.value is None
 
     def _made(self, change: Change[bool], what: str) -> Outcome[bool]:
@@ -239,7 +247,11 @@ class Delivery:
                         '%s of session %r: its %s cannot be stored yet: %s',
                         self.name, self.header['uid'], what, exc,
                     )
-            time.sleep(pause)
+            except self.unmoved_by:
+                # The same change again: it finds out whether it was committed.
+                continue
+            with suppress(*self.unmoved_by):
+                time.sleep(pause)
             pause = min(pause * 2, MOST_PAUSE)
 
     def _mine(self, step: Step, what: str, needs_token: bool) -> Instance | None:

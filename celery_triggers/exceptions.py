@@ -10,6 +10,7 @@ The tree::
     ├── InvalidTransition (ValueError)      an instance cannot go from its status to that one
     ├── UnknownInstance (KeyError)          the session has no instance of that name
     ├── UnknownKey (KeyError)               a registry has no class under that key
+    ├── InvalidSetting (ValueError)         a setting has a value that it cannot have
     ├── MissingExtra (ImportError)          an optional dependency is not installed
     ├── StorageNotConfigured                the settings name no usable storage
     └── StorageUnavailable                  the storage did not answer; retrying is safe
@@ -26,6 +27,7 @@ __all__ = [
     'EventConflict',
     'InvalidConfiguration',
     'InvalidFiring',
+    'InvalidSetting',
     'InvalidTransition',
     'MissingExtra',
     'StorageNotConfigured',
@@ -141,15 +143,31 @@ class UnknownKey(_QuietKeyError):
     """A registry has no class under this key.
 
     Attributes:
+        kind: What was looked for: ``'trigger manager'``.
         key: The key that was asked for.
         known: The keys that there are, sorted.
     """
 
     def __init__(self, kind: str, key: object, known: Iterable[str]):
+        self.kind = kind
         self.key = key
         self.known = sorted(known)
         names = ', '.join(self.known) or 'none'
         super().__init__(f'unknown {kind} {key!r}; known are: {names}')
+
+
+class InvalidSetting(TriggersError, ValueError):
+    """A setting has a value that it cannot have; nothing changed.
+
+    Attributes:
+        setting: The setting's name: ``triggers_unheard``.
+        value: The value that it has.
+    """
+
+    def __init__(self, setting: str, value: object, wanted: str):
+        super().__init__(f'the setting {setting} must be {wanted}, not {value!r}')
+        self.setting = setting
+        self.value = value
 
 
 class MissingExtra(TriggersError, ImportError):

@@ -77,14 +77,25 @@ class TriggerManager(Operations):
         trigger_kwargs: Mapping[str, Any] | None = None,
         *,
         event_id: str | None = None,
+        incarnation: str | None = None,
     ) -> ReadyFiring:
-        """Check a firing, with the arguments of :meth:`fire`, and change nothing yet."""
+        """Check a firing, with the arguments of :meth:`fire`, and change nothing yet.
+
+        Args:
+            incarnation: That of the session which alone is meant; one that was deleted
+                and begun again has another.
+        """
         trigger = check_trigger(self.uid, trigger_name)
         kwargs = self._checked_kwargs(trigger, trigger_kwargs)
         event_id = self._checked_event_id(trigger, event_id)
         self._check_runner()
 
         def decide(step: Step) -> None:
+            if incarnation is not None and incarnation != step.session.head.incarnation:
+                raise InvalidFiring(
+                    f'session {self.uid!r} was deleted while a task of it ran, so that '
+                    f'{trigger!r} has nowhere to go', uid=self.uid, trigger=trigger,
+                )
             # The session's own manager counts, whichever class this firing came through.
             if trigger == SESSION_FINALIZED and step.finalizing:
                 raise InvalidFiring(

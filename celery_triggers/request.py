@@ -11,7 +11,7 @@ from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 
 from celery_triggers.delivery import is_header
-from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.exceptions import TriggersError
 
 __all__ = ['TriggerRequest']
 
@@ -33,7 +33,7 @@ class TriggerRequest(Request):
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """End the claim of a lost child before Celery gives its message back."""
-        header = self.request_dict.get('triggers')
+        header: Any = self.request_dict.get('triggers')
         task: Any = self.task
         if (
             is_header(header)
@@ -43,11 +43,10 @@ class TriggerRequest(Request):
         ):
             # Here and now, not through the queue: the message may be back in a moment,
             # and its claim would meet this one.
-            delivery = task.app.triggers.delivery(header, self.request_dict['triggers_token'])
             try:
-                delivery.requeue()
-            except StorageUnavailable:
-                logger.exception('the claim of %s outlives its process', delivery.name)
+                task.app.triggers.delivery(header, self.request_dict['triggers_token']).requeue()
+            except TriggersError:
+                logger.exception('the claim of %s outlives its process', header['instance'])
         return super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from celery.exceptions import Retry
+from kombu.exceptions import EncodeError
 
 from celery_triggers.delivery import Delivery, exception_facts
 from celery_triggers.engine.transitions import Status
@@ -46,9 +47,11 @@ def _arguments(app: Any, release: Release) -> dict[str, Any]:
     A task that is not known here may be either; its context reads them where it runs.
     """
     task = app.tasks.get(release.config.run)
-    if not getattr(task, 'takes_context', False):
+    kwargs = release.instance.kwargs
+    # kombu's JSON would read an object with these keys as something else.
+    if not getattr(task, 'takes_context', False) or kwargs.keys() == {'__type__', '__value__'}:
         return {}
-    return {'trigger_kwargs': release.instance.kwargs}
+    return {'trigger_kwargs': kwargs}
 
 
 @task_runners.register('celery')
@@ -73,11 +76,15 @@ class CeleryTaskRunner(BaseTaskRunner):
         if instance.record.due:
             options['eta'] = moment(instance.record.due)
         task = self.app.tasks.get(name)
+        send = task.apply_async if task is not None else partial(self.app.send_task, name)
         kwargs = _arguments(self.app, release)
-        if task is None:
-            self.app.send_task(name, kwargs=kwargs, **options)
-        else:
-            task.apply_async(kwargs=kwargs, **options)
+        try:
+            send(kwargs=kwargs, **options)
+        except EncodeError:
+            if not kwargs:
+                raise
+            # task_serializer takes less than triggers_serializer, in which they are stored.
+            send(kwargs={}, **options)
 
     def _run_eagerly(self, release: Release) -> None:
         """Run here and now; what that releases runs after it, not inside it."""
@@ -113,7 +120,8 @@ def _run_here(app: Any, release: Release, *, throw: bool) -> None:
         raise TriggersError(f'no task {release.config.run!r} is registered in this process')
     attempt: Any = partial(
         task.apply,
-        kwargs=_arguments(app, release),
+        # What another process would receive: nothing that one task changes shows to others.
+        kwargs=release.manager.storage.codec.copy(_arguments(app, release)),
         task_id=release.instance.task_id,
         headers={'triggers': release.header},
         throw=throw,
@@ -121,10 +129,12 @@ def _run_here(app: Any, release: Release, *, throw: bool) -> None:
     try:
         while attempt is not None:
             attempt = _attempt(release, attempt, throw=throw)
-    except Exception as exc:
+    except BaseException as exc:
         # Celery sends no signal for what it lets through to the caller.
         if release.manager.storage[release.instance.name].status is Status.RUNNING:
             _running(release).fail('raised', exception_facts(exc))
+        if not isinstance(exc, Exception):
+            raise
         raise EagerError(exc) from exc
 
 

@@ -6,10 +6,12 @@ configuration whenever they are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from celery_triggers.exceptions import StorageNotConfigured
+from kombu.serialization import prepare_accept_content, registry  # type: ignore[attr-defined]
+
+from celery_triggers.exceptions import InvalidSetting, StorageNotConfigured
 
 __all__ = ['DEFAULTS', 'Settings']
 
@@ -43,6 +45,10 @@ _URL_SCHEMES = {
     'mysql': 'sql',
     'mariadb': 'sql',
 }
+
+
+def _is_number(value: Any, least: float, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool) and value >= least
 
 
 class Settings:
@@ -79,8 +85,34 @@ class Settings:
             for name in DEFAULTS:
                 short = name.removeprefix('triggers_')
                 setattr(frozen, short, getattr(frozen, short))
+            frozen.check()
             self._frozen = (state, frozen)
         return self._frozen[1]
+
+    def check(self) -> None:
+        """Refuse values that a setting cannot have.
+
+        Raises:
+            InvalidSetting: It names the setting.
+        """
+        wanted: list[tuple[str, bool, str]] = [
+            ('unheard', self.unheard in ('warn', 'ignore', 'raise'), "'warn', 'ignore' or 'raise'"),
+            ('history_limit', _is_number(self.history_limit, 0, int), 'a whole number from 0 on'),
+            ('lease', _is_number(self.lease, 1, (int, float)), 'seconds, at least 1'),
+            ('key_prefix', isinstance(self.key_prefix, str), 'a string'),
+            ('storage_options', isinstance(self.storage_options, Mapping), 'a dictionary'),
+            ('serializer', self.serializer in registry._encoders, 'a serializer that kombu knows'),
+            ('serializer', self._accepts_its_own(), "in Celery's accept_content too"),
+            ('manager', isinstance(self.manager, str), 'the registry key of a trigger manager'),
+            ('runner', isinstance(self.runner, str), 'the registry key of a task runner'),
+        ]
+        for name, holds, what in wanted:
+            if not holds:
+                raise InvalidSetting(f'triggers_{name}', getattr(self, name), what)
+
+    def _accepts_its_own(self) -> bool:
+        content_type = registry._encoders[self.serializer].content_type
+        return content_type in (prepare_accept_content(self.accept_content) or ())
 
     def __getattr__(self, name: str) -> Any:
         """Return the setting ``triggers_<name>``, or its default."""

@@ -11,11 +11,13 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import signals, states
 from celery._state import get_current_task
+from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, NotRegistered, Reject
 from celery.utils.serialization import UnpickleableExceptionWrapper
 
@@ -62,6 +64,24 @@ def on_received(sender: Any = None, request: Any = None, **_: Any) -> None:
         _received[request.id] = request
 
 
+def _whatever_the_limit(handler: Callable[..., None]) -> Callable[..., None]:
+    """Let a handler do its work though the soft time limit strikes in it.
+
+    The code has ended; only its outcome is still to be stored.
+    """
+
+    @wraps(handler)
+    def handle(**facts: Any) -> None:
+        try:
+            handler(**facts)
+        except SoftTimeLimitExceeded:
+            # It strikes once. What was committed is found and not done again.
+            handler(**facts)
+
+    return handle
+
+
+@_whatever_the_limit
 def on_success(sender: Any = None, result: Any = None, **_: Any) -> None:
     """Finish the instance; its task's name is fired with the result."""
     delivery = _delivery(sender, sender.request)
@@ -69,6 +89,7 @@ def on_success(sender: Any = None, result: Any = None, **_: Any) -> None:
         delivery.finish(result, _log_level(sender.request))
 
 
+@_whatever_the_limit
 def on_failure(
     sender: Any = None,
     task_id: str = '',
@@ -132,6 +153,7 @@ def on_unknown(sender: Any = None, message: Any = None, name: str = '', **_: Any
     _fail_message(sender, message, 'not registered', NotRegistered(name))
 
 
+@_whatever_the_limit
 def on_postrun(
     sender: Any = None, task_id: str = '', retval: Any = None, state: Any = None, **_: Any
 ) -> None:
@@ -193,6 +215,7 @@ def _delivery_of(app: Any, header: Mapping[str, Any], token: str) -> Delivery | 
         return None
     # An outcome that no storage takes is lost, so it is offered for as long as the claim holds.
     delivery.patience = float(app.triggers.settings.lease)
+    delivery.unmoved_by = (SoftTimeLimitExceeded,)
     return delivery
 
 
@@ -255,6 +278,8 @@ def _reason(exception: BaseException | None) -> str:
 
 def _finished_after_all(task: Any, task_id: str, delivery: Delivery) -> bool:
     """Finish an instance whose result was stored before its worker was given up."""
+    if isinstance(task.backend, DisabledBackend):
+        return False
     try:
         result = task.AsyncResult(task_id)
         if result.state != states.SUCCESS:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, cast
 
 from celery import states
 from celery._state import get_current_task
@@ -17,6 +17,7 @@ from celery.app.task import Task
 from celery.canvas import Signature, _chain
 from celery.canvas import chord as _chord
 from celery.exceptions import Ignore
+from celery.utils.time import maybe_make_aware
 
 from celery_triggers.context import TaskContext
 from celery_triggers.delivery import Delivery, exception_facts, is_header
@@ -151,6 +152,7 @@ class TriggerTask(_BaseTask):
             trigger_kwargs,
             logger_name=self.name,
             run=(str(delivery.header['task_id']), int(delivery.header['attempt'])),
+            incarnation=str(delivery.header['incarnation']),
         )
         request.triggers_context = context
         return context
@@ -179,6 +181,9 @@ class TriggerTask(_BaseTask):
                 replays have led here.
             metadata: Facts to keep with this instance.
             countdown: Seconds before the new instance may run.
+
+        Raises:
+            InvalidFiring: The kwargs are no mappings or cannot be serialized.
         """
         # Called as a function, in a test, it has no instance.
         context = None if self.request.called_directly else current_context()
@@ -187,6 +192,9 @@ class TriggerTask(_BaseTask):
         if self.max_retries is not None and depth >= self.max_retries:
             name = context.instance_name if context is not None else self.name
             return exc or self.MaxRetriesExceededError(f'{name} was replayed {depth} times already')
+        if context is not None:
+            for trigger, kwargs in (replacement_kwargs or {}).items():
+                context.manager.ready(trigger, kwargs)
         facts = dict(metadata or {})
         if exc is not None:
             facts['exception'] = exception_facts(exc)
@@ -292,7 +300,9 @@ class TriggerTask(_BaseTask):
         delivery = self._delivery()
         assert delivery is not None
         delivery.patience = float(delivery.manager.storage.settings.lease)
-        return delivery.retry(_seconds_until(self.app, options))
+        context: Any = self.request.get('triggers_context')
+        level = context.log_level if context is not None else 0
+        return delivery.retry(_seconds_until(self.app, options), level)
 
     def on_replace(self, sig: Signature) -> Any:
         """Hand the claim over to the replacement, whose outcome counts for the instance."""
@@ -329,8 +339,12 @@ def _finals(sig: Any) -> list[Any]:
 
 def _seconds_until(app: Any, options: Mapping[str, Any]) -> float:
     eta = options.get('eta')
+    if isinstance(eta, str):
+        eta = datetime.fromisoformat(eta)
     if eta is not None:
-        return float(max(0.0, (eta - app.now()).total_seconds()))
+        # What Celery makes of one without a timezone.
+        left = maybe_make_aware(eta, app.timezone) - app.now()
+        return float(max(0.0, left.total_seconds()))
     return float(options.get('countdown') or 0)
 
 
@@ -345,32 +359,6 @@ def _claiming(original: Callable[..., Any]) -> Callable[..., Any]:
 
     before_start._triggers_claim = True  # type: ignore[attr-defined]
     return before_start
-
-
-def context_adapter(function: Callable[..., Any], *, bind: bool) -> Callable[..., Any]:
-    """Return the ``run`` of a trigger task made from a function of a context."""
-
-    def run(self: TriggerTask, *args: Any, trigger_kwargs: Any = None) -> Any:
-        context, rest = self._context_and_rest(args, {'trigger_kwargs': trigger_kwargs})
-        return function(self, context, *rest) if bind else function(context, *rest)
-
-    for name in ('__name__', '__qualname__', '__module__', '__doc__'):
-        setattr(run, name, getattr(function, name, None))
-    returns = _return_annotation(function)
-    if returns is not inspect.Signature.empty:
-        # pydantic=True dumps what is annotated as a model.
-        run.__annotations__ = {'return': returns}
-    return run
-
-
-def _return_annotation(function: Callable[..., Any]) -> Any:
-    """Return the annotation itself where it is written as a string."""
-    annotation = inspect.signature(function).return_annotation
-    try:
-        return get_type_hints(function).get('return', annotation)
-    except (NameError, TypeError, AttributeError):
-        # A name in some annotation is not known (yet); nothing else depends on it.
-        return annotation
 
 
 def current_context() -> TaskContext:
@@ -392,4 +380,5 @@ def current_context() -> TaskContext:
         None,
         logger_name=task.name,
         run=(str(header['task_id']), int(header['attempt'])),
+        incarnation=str(header['incarnation']),
     )

@@ -29,18 +29,18 @@ class _Space:
 class MemoryStorageBackend(StorageBackend):
     """Keeps sessions in a dictionary of this process.
 
-    A URL ``memory://<name>`` names a space of its own; all others share one.
+    A URL ``memory://<name>`` names a space of its own, and so does each key prefix.
     """
 
     key = 'memory'
-    _spaces: ClassVar[dict[str, _Space]] = {}
+    _spaces: ClassVar[dict[tuple[str, str], _Space]] = {}
 
     def _open(self) -> None:
-        self._space = self._space_at(self.url)
+        self._space = self._space_at(self.url, self.settings.key_prefix)
 
     @classmethod
-    def _space_at(cls, url: str | None) -> _Space:
-        name = url or ''
+    def _space_at(cls, url: str | None, prefix: str) -> _Space:
+        name = (url or '', prefix)
         if name not in cls._spaces:
             # setdefault is atomic: two threads get the same space.
             cls._spaces.setdefault(name, _Space())
@@ -49,10 +49,11 @@ class MemoryStorageBackend(StorageBackend):
     @classmethod
     def clear(cls, url: str | None = None) -> None:
         """Forget every session of a space; for tests."""
-        space = cls._space_at(url)
-        with space.lock:
-            space.documents.clear()
-            space.configurations.clear()
+        for (place, _), space in list(cls._spaces.items()):
+            if place == (url or ''):
+                with space.lock:
+                    space.documents.clear()
+                    space.configurations.clear()
 
     def _read(self, request: Request) -> Slice:
         with self._space.lock:
@@ -85,7 +86,8 @@ class MemoryStorageBackend(StorageBackend):
 
     @classmethod
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
-        return iter([uid for uid in list(cls._space_at(url).documents) if uid.startswith(prefix)])
+        documents = cls._space_at(url, settings.key_prefix).documents
+        return iter([uid for uid in list(documents) if uid.startswith(prefix)])
 
 
 def _now() -> int:

@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from celery_triggers.engine.names import instance_name, split_instance_name
-from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
 from celery_triggers.forks import ForkLock
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
@@ -81,12 +81,25 @@ def client_for(url: str, options: dict[str, Any]) -> redis.Redis:
         with _clients_lock:
             client = _clients.get(key)
             if client is None:
-                client = _clients[key] = redis.Redis.from_url(
-                    url,
-                    decode_responses=True,
-                    retry=Retry(NoBackoff(), 0),
-                    **{**CLIENT_OPTIONS, **options},
-                )
+                client = _clients[key] = _new_client(url, options)
+    return client
+
+
+def _new_client(url: str, options: dict[str, Any]) -> redis.Redis:
+    try:
+        client = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            retry=Retry(NoBackoff(), 0),
+            **{**CLIENT_OPTIONS, **options},
+        )
+        # Made without connecting, to find out now whether it understands its options.
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    except (TypeError, ValueError) as exc:
+        raise StorageNotConfigured(
+            f'triggers_storage ({public_url(url)}) or triggers_storage_options ({options}) '
+            f'are nothing that redis-py understands: {exc}'
+        ) from exc
     return client
 
 
@@ -217,6 +230,12 @@ class RedisStorageBackend(StorageBackend):
             except redis.exceptions.ConnectionError:
                 time.sleep(0.01)
                 return call(*args)
+        except redis.exceptions.NoScriptError:
+            raise
+        except redis.exceptions.ResponseError as exc:
+            raise StorageUnavailable(
+                f'Redis at {self.place} refused: {exc}', outcome_unknown=changes
+            ) from exc
         except _DOWN as exc:
             raise StorageUnavailable(
                 f'Redis at {self.place} did not answer: {exc}', outcome_unknown=changes
