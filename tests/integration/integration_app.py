@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import celery
@@ -43,7 +44,7 @@ def note(key: str, *words: object) -> None:
 
 def use_journal(app: celery.Celery) -> None:
     """Turn to the journals of one of several applications."""
-    url, name = app.conf.triggers_storage, app.conf.triggers_key_prefix
+    url, name = app.conf.result_backend, app.conf.triggers_key_prefix
     _journal.update(name=name, client=redis.Redis.from_url(url, decode_responses=True))
 
 
@@ -125,6 +126,7 @@ def create(*, broker: str, redis_url: str, name: str, **settings: Any) -> celery
     _declare_failures(app)
     _declare_retries(app)
     _declare_control(app)
+    _declare_outages(app)
     _declare_replacements(app)
     _declare_kinds(app)
     _declare_context(app)
@@ -271,6 +273,15 @@ def _declare_retries(app: Any) -> None:
             raise self.retry(countdown=1)
         note(context.uid, 'ran', time.time())
 
+    @workflow.trigger_task(after=['dated'], bind=True)
+    def dated(self: Any, context: Any) -> Any:
+        if attempt(self, context) < 1:
+            with context.get_logger_context() as log:
+                log.warning('the first attempt')
+                at = datetime.now(timezone.utc) + timedelta(seconds=0.5)
+                dates = {'aware': at, 'naive': at.replace(tzinfo=None), 'text': at.isoformat()}
+                raise self.retry(eta=dates[context['dated']['as']])
+
     @workflow.trigger_task(
         after=['automatic'], bind=True, autoretry_for=(KeyError,), retry_backoff=False,
         default_retry_delay=0,
@@ -305,6 +316,57 @@ def _declare_retries(app: Any) -> None:
     @workflow.trigger_task(after=['reject late'], acks_late=True)
     def reject_late(context: Any) -> None:
         raise Reject('unusable', requeue=False)
+
+
+def _declare_outages(app: Any) -> None:
+    workflow = app.triggers.workflow('outages:')
+
+    def hold(context: Any) -> None:
+        """Say that it runs, and run until it is told to go on."""
+        note(context.uid, 'runs')
+        while len(lines(context.uid)) < 2:
+            time.sleep(0.02)
+
+    @workflow.trigger_task(after=['hold'])
+    def held(context: Any) -> Any:
+        hold(context)
+        if context['hold'].get('fail'):
+            raise ValueError('bad luck')
+        return {'n': 1}
+
+    @workflow.trigger_task(after=['hold softly'], soft_time_limit=2)
+    def held_softly(context: Any) -> Any:
+        hold(context)
+        return {'n': 1}
+
+    @workflow.trigger_task(after=['hold and retry'], bind=True)
+    def held_again(self: Any, context: Any) -> Any:
+        if not self.request.retries:
+            hold(context)
+            raise self.retry(countdown=0)
+        return {'n': 1}
+
+    @workflow.trigger_task(after=[any_of(held, held_softly, held_again)])
+    def follows(context: Any) -> None:
+        note(context.uid, 'follows')
+
+    @workflow.trigger_task(after=['t_held:failed'])
+    def mourns(context: Any) -> None:
+        note(context.uid, 'mourns')
+
+    @workflow.trigger_task(after=['limit'], time_limit=1)
+    def limited(context: Any) -> None:
+        note(context.uid, 'runs')
+        time.sleep(60)
+
+    @workflow.trigger_task(and_every='quick')
+    def quick(context: Any) -> Any:
+        return {'pid': os.getpid()}
+
+    @workflow.trigger_task(after=['hold and fire'])
+    def fires_late(context: Any) -> None:
+        hold(context)
+        context.fire('late')
 
 
 def _declare_control(app: Any) -> None:
@@ -348,6 +410,10 @@ def _declare_control(app: Any) -> None:
                 countdown=context['replay'].get('countdown', 0),
             )
         return {'amount': context['replay']['amount']}
+
+    @workflow.trigger_task(after=['replay wrongly'], bind=True)
+    def replay_wrongly(self: Any, context: Any) -> Any:
+        raise self.replay({'replay wrongly': {'lock': threading.Lock()}})
 
     @workflow.trigger_task(after=['replay for ever'], bind=True, max_retries=2)
     def replay_for_ever(self: Any, context: Any) -> None:
