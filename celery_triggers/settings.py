@@ -111,8 +111,9 @@ class Settings:
                 raise InvalidSetting(f'triggers_{name}', getattr(self, name), what)
 
     def _accepts_its_own(self) -> bool:
-        content_type = registry._encoders[self.serializer].content_type
-        return content_type in (prepare_accept_content(self.accept_content) or ())
+        encoder = registry._encoders.get(self.serializer)
+        accepted = prepare_accept_content(self.accept_content) or ()
+        return encoder is not None and encoder.content_type in accepted
 
     def __getattr__(self, name: str) -> Any:
         """Return the setting ``triggers_<name>``, or its default."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 import zlib
@@ -63,6 +64,24 @@ _json = json.JSONEncoder(separators=(',', ':'), ensure_ascii=False).encode
 
 _clients: dict[tuple[Any, ...], redis.Redis] = {}
 _clients_lock = ForkLock()
+
+
+def _renew_pools() -> None:
+    """Give each client a new pool in a forked child.
+
+    redis-py notices the fork too, but then waits for a lock of its pool, which a thread
+    of the parent may have held.
+    """
+    for client in _clients.values():
+        old = client.connection_pool
+        client.connection_pool = type(old)(
+            connection_class=old.connection_class,
+            max_connections=old.max_connections,
+            **old.connection_kwargs,
+        )
+
+
+os.register_at_fork(after_in_child=_renew_pools)
 
 
 @lru_cache

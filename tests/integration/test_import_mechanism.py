@@ -94,6 +94,56 @@ class TestTheThreeLines:
         """)
         assert 'it works' in run_python(script)
 
+    @pytest.mark.parametrize('how', [
+        "include=['shop_tasks']",
+        "config_source={'imports': ['shop_tasks']}",
+        '',
+    ])
+    def test_a_process_that_only_fires_knows_the_tasks_of_the_workers(
+        self, run_python, tmp_path, how
+    ):
+        """A session begins with the trigger tasks that the first process to fire knows."""
+        discover = '' if how else "app.autodiscover_tasks(['things'])"
+        (tmp_path / 'shop.py').write_text(textwrap.dedent(f"""
+            from celery import Celery
+            app = Celery('shop', broker='memory://', {how})
+            app.conf.update(triggers_storage='memory', triggers_runner='threading')
+            {discover}
+        """))
+        tasks = textwrap.dedent("""
+            from shop import app
+
+            @app.trigger_task(after=['paid'])
+            def ship(context): ...
+        """)
+        (tmp_path / 'shop_tasks.py').write_text(tasks)
+        (tmp_path / 'things').mkdir()
+        (tmp_path / 'things' / '__init__.py').touch()
+        (tmp_path / 'things' / 'tasks.py').write_text(tasks)
+        script = (
+            'from shop import app\n'
+            'assert list(app.triggers.tasks) == ["t_ship"]\n'
+            'print(app.triggers.fire("x", "paid").released)'
+        )
+        assert "['t_ship#0']" in run_python(script)
+
+    def test_a_module_of_tasks_that_cannot_be_imported_is_an_error_of_the_firing(
+        self, run_python
+    ):
+        script = textwrap.dedent("""
+            from celery import Celery
+            app = Celery('shop', broker='memory://', include=['missing_tasks'])
+            for _ in range(2):
+                try:
+                    app.triggers.fire('x', 'paid')
+                except Exception as exc:
+                    print(type(exc).__name__, exc)
+            assert list(app.triggers.sessions()) == []
+        """)
+        out = run_python(script)
+        assert out.count('InvalidConfiguration') == 2
+        assert "No module named 'missing_tasks'" in out
+
     def test_the_typed_subclass_presets_the_task_class(self, run_python):
         script = textwrap.dedent("""
             from celery_triggers import Celery, TriggerTask

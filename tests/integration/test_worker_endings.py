@@ -160,6 +160,13 @@ class TestRetry:
         assert times['ran'] >= times['asked'] + 0.9
         assert worker.fired(uid) == ['later', 't_later']
 
+    @pytest.mark.parametrize('kind', ['aware', 'naive', 'text'])
+    def test_a_retry_takes_the_dates_that_celery_takes(self, worker, kind):
+        uid = worker.fire('retries', 'dated', {'as': kind})
+        found = worker.settled(uid)['t_dated#0']
+        assert (str(found.status), found.attempt) == ('finished', 1)
+        assert found.log_level_name == 'WARNING', 'the highest of all attempts'
+
     def test_autoretry_for_counts_attempts_and_has_one_outcome(self, worker):
         uid = worker.fire('retries', 'automatic')
         instance = worker.settled(uid)['t_automatic#0']
@@ -259,6 +266,11 @@ class TestControl:
         found = worker.settled(uid, count=2)
         times = found['t_replay#1'].timestamps
         assert (times['running'] - times['scheduled']).total_seconds() >= 0.9
+
+    def test_a_replay_with_what_cannot_be_stored_fails_the_instance(self, worker):
+        found = worker.settled(worker.fire('control', 'replay wrongly'))
+        assert list(found) == ['t_replay_wrongly#0']
+        assert found['t_replay_wrongly#0'].metadata['exception']['type'] == 'InvalidFiring'
 
     def test_a_replay_beyond_max_retries_fails_with_what_it_was_given(self, worker):
         uid = worker.fire('control', 'replay for ever')

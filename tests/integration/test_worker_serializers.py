@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from decimal import Decimal
 
 import pytest
 
@@ -30,5 +31,23 @@ def test_a_serializer_serves_messages_results_and_storage(redis_server, start_wo
         assert found['t_after_replace#0'].async_result.get(timeout=10) == {'total': 2}
         again = worker.fire('retries', 'at once', payload | {'amount': 1})
         assert worker.settled(again)['t_at_once#0'].result == {'paid': 1}
+    finally:
+        worker.stop()
+
+
+@pytest.mark.parametrize('serializer', ['yaml', 'msgpack'])
+def test_a_message_serializer_that_takes_less_than_the_storage_does_no_harm(
+    redis_server, start_worker, serializer
+):
+    """The kwargs are in the storage: where the message cannot carry them, they are read there."""
+    worker = start_worker(
+        redis_url(BROKER_DB), '--pool', 'solo', task_serializer=serializer,
+        accept_content=[serializer, 'json'],
+    )
+    try:
+        uid = worker.fire('context', 'count', {'price': Decimal('9.99'), 'big': 2**70})
+        found = worker.settled(uid)['t_count#0']
+        assert str(found.status) == 'finished'
+        assert found.kwargs['count'] == {'price': Decimal('9.99'), 'big': 2**70}
     finally:
         worker.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -49,6 +50,16 @@ def parse(**directives: Any) -> TaskConfig:
         ({'after': []}, 'after', 'can never run'),
         ({}, 'after', 'can never run'),
         ({'after': ['a'], 'note': {1, 2}}, None, 'JSON'),
+        ({'after': ['a', []]}, 'after', 'must not be empty'),
+        ({'after': any_of('a', all_of())}, 'after', 'must not be empty'),
+        ({'after': ['a'], 'unless': {'any': ['b', {'all': ['c', []]}]}}, 'unless', 'not be empty'),
+        ({'after': {'atLeast': 2, 'of': ['a', 'a']}}, 'after', 'from 1 to 1'),
+        ({'after': [{'trigger': ['a', 'b']}]}, 'after', 'name of one'),
+        ({'after': ['a'], 'unles': ['b']}, 'unles', 'did you mean "unless"'),
+        ({'after': ['a'], 'andevery': 'b'}, 'andevery', 'did you mean "andEvery"'),
+        ({'after': ['a'], 'and-every': 'b'}, 'and-every', 'did you mean "andEvery"'),
+        ({'aftr': ['a']}, 'aftr', 'did you mean "after"'),
+        ({'after': ['a'], 'withParam': {}}, 'withParam', 'did you mean "withParams"'),
     ],
 )
 def test_a_malformed_directive_is_named_with_its_mend(
@@ -152,6 +163,41 @@ def test_a_cycle_through_runs_is_legal_and_warned_about(caplog: Any) -> None:
     })
     with caplog.at_level(logging.WARNING):
         configuration.warn_about_cycles()
+    assert 't_a -> t_b -> t_a' in caplog.text
+
+
+class Name(str, Enum):
+    """Names as applications keep them."""
+
+    PAID = 'paid'
+
+
+@pytest.mark.parametrize('condition', [
+    [Name.PAID], any_of(Name.PAID), {'any': [Name.PAID]}, [{'trigger': Name.PAID}],
+])
+def test_a_member_of_an_enum_of_strings_is_its_value(condition: Any) -> None:
+    config = parse(after=condition, andEvery=Name.PAID)
+    assert list(config.after) == ['paid']
+    assert config.and_every == 'paid'
+    assert '"paid"' in Configuration({'t_x': config}).text
+
+
+@pytest.mark.parametrize('build', [
+    lambda: all_of('a', 'a'), lambda: any_of('a', 'b', 'a'), lambda: at_least(1, 'a', 'a', 'b'),
+    lambda: all_of(any_of('a', 'a'), any_of('a', 'a')),
+])
+def test_a_member_that_is_named_twice_counts_once_and_reads_back(build: Any) -> None:
+    written = Configuration({'t_x': parse(after=build())})
+    assert Configuration.from_text(written.text).digest == written.digest
+    with pytest.raises(InvalidConfiguration, match='from 1 to 2'):
+        at_least(3, 'a', 'b', 'a')
+
+
+def test_a_cycle_through_failures_is_warned_about(caplog: Any) -> None:
+    Configuration.parse({
+        't_a': {'run': 'x', 'andEvery': 't_b'},
+        't_b': {'run': 'x', 'andEvery': 't_a:failed'},
+    }).warn_about_cycles()
     assert 't_a -> t_b -> t_a' in caplog.text
 
 

@@ -56,6 +56,27 @@ def test_a_context_fires_into_a_session_of_its_own() -> None:
     assert context(uid='order:9').firings('b') == []
 
 
+def test_a_context_makes_up_its_instance() -> None:
+    it = context({'paid': {'amount': 3}}, instance_name='t_ship#2')
+    assert (it.task_instance.name, str(it.task_instance.status)) == ('t_ship#2', 'running')
+    assert it.task_instance.kwargs == {'paid': {'amount': 3}}
+    assert (it.task_instance.attempt, it.task_instance.depth) == (0, 0)
+    assert it.firings('paid') == [{'amount': 3}]
+    assert it.firings('packed') == []
+
+
+def test_what_a_context_fires_is_sent_nowhere() -> None:
+    """Not even with a broker and a storage of the application that are real."""
+    app.conf.update(broker_url='redis://127.0.0.1:1', triggers_storage='redis://127.0.0.1:1')
+    try:
+        it = context(uid='order:1')
+        assert it.fire('paid').created == ['t_ship#0']
+        assert it.fire('packed', {'box': 3}).released == ['t_ship#0']
+        assert it.manager.storage['t_ship#0'].status == 'scheduled'
+    finally:
+        app.conf.update(broker_url='memory://', triggers_storage=None)
+
+
 def test_filter_kwargs_names_the_value_that_is_not_valid() -> None:
     it = context({'a': {'n': '7', 'm': 'x'}})
     assert it.filter_kwargs({'a': {'n': int}}) == {'a': {'n': 7}}

@@ -1,0 +1,172 @@
+"""Processes that fork: no lock is inherited, and SQLite loses nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from celery_triggers.forks import ForkGate, ForkLock
+from tests.support import Medium, statuses
+
+EACH = {'t_each': {'andEvery': 'a', 'run': 'x'}}
+ROOT = Path(__file__).resolve().parents[2]
+
+DAEMON = """
+import os, sys, subprocess
+from tests.support import Medium
+medium = Medium('sql', sys.argv[1], 'fork')
+manager = medium.manager({'t_each': {'andEvery': 'a', 'run': 'x'}})
+manager.fire('a')
+if os.fork():
+    os._exit(0)
+# The child is a daemon now: its parent is gone.
+for number in range(20):
+    manager.fire('a', {'n': number})
+    if number in (5, 15):
+        # Another process comes and goes; what it believes to be its own it tidies away.
+        subprocess.run([sys.executable, '-c', sys.argv[2], sys.argv[1]], check=True)
+print('done', flush=True)
+"""
+
+VISITOR = """
+import sys
+from tests.support import Medium
+Medium('sql', sys.argv[1], 'fork').manager({}, 'another').fire('a')
+"""
+
+
+def in_child(action: Callable[[], Any]) -> int:
+    """Run an action in a forked child; return its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException as exc:  # pytest's own must not go on in the child
+            print(repr(exc), file=sys.stderr)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_daemon_that_forked_after_its_first_firing_loses_nothing(tmp_path: Path):
+    url = f'sqlite:///{tmp_path}/triggers.db'
+    done = subprocess.run(
+        [sys.executable, '-c', DAEMON, url, VISITOR], capture_output=True, text=True,
+        timeout=60, check=True, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    assert done.stdout == 'done\n'
+    assert len(statuses(Medium('sql', url, 'fork').manager(EACH))) == 21
+
+
+def test_a_manager_is_of_use_in_a_child_and_still_in_its_parent(shared_medium: Medium):
+    manager = shared_medium.manager(EACH)
+    manager.fire('a')
+    for number in range(3):
+        assert in_child(lambda: [manager.fire('a') for _ in range(3)]) == 0
+        manager.fire('a', {'n': number})
+    assert len(statuses(manager)) == 13
+
+
+def test_a_child_of_a_process_whose_threads_fire_can_fire(medium: Medium):
+    manager = medium.manager(EACH)
+    stop = threading.Event()
+    fired: list[int] = []
+
+    def fire() -> None:
+        while not stop.is_set():
+            manager.fire('a')
+            fired.append(1)
+
+    threads = [threading.Thread(target=fire) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        codes = [in_child(lambda: medium.manager(EACH).fire('a')) for _ in range(10)]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert codes == [0] * 10
+    forked = 0 if medium.key == 'memory' else 10
+    assert len(statuses(manager)) == len(fired) + forked
+
+
+def test_a_lock_that_another_thread_holds_is_free_in_a_child():
+    lock = ForkLock()
+    held, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            leave.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+
+    def enter() -> None:
+        with lock, lock:
+            pass
+
+    try:
+        assert in_child(enter) == 0
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_a_fork_waits_until_nobody_is_inside_but_not_for_ever():
+    closed: list[str] = []
+    gate = ForkGate(0.2, lambda: closed.append('closed'))
+    inside, leave = threading.Event(), threading.Event()
+
+    def visit() -> None:
+        with gate:
+            inside.set()
+            leave.wait()
+        closed.append('left')
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    inside.wait()
+    try:
+        assert in_child(lambda: None) == 0
+        assert closed == ['closed'], 'its patience was over'
+        gate.patience = 30
+        threading.Timer(0.1, leave.set).start()
+        assert in_child(lambda: None) == 0
+    finally:
+        leave.set()
+        thread.join()
+    assert closed[1:] in (['closed', 'left'], ['left', 'closed'])
+    with gate:
+        pass
+
+
+def test_many_processes_make_the_file_at_once(tmp_path: Path):
+    for round_ in range(4):
+        url = f'sqlite:///{tmp_path}/{round_}.db'
+        start, go = os.pipe()
+        pids = []
+        for number in range(8):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    os.close(go)
+                    os.read(start, 1)
+                    Medium('sql', url, 'new').manager(EACH, f's:{number}').fire('a')
+                    os._exit(0)
+                except BaseException as exc:
+                    print(repr(exc), file=sys.stderr)
+                    os._exit(1)
+            pids.append(pid)
+        os.close(go)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        os.close(start)
+        assert codes == [0] * 8
+        assert len(Medium('sql', url, 'new').uids()) == 8
