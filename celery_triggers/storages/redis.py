@@ -27,7 +27,7 @@ from redis.retry import Retry
 
 from celery_triggers.engine.names import instance_name, split_instance_name
 from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
-from celery_triggers.forks import ForkLock
+from celery_triggers.forks import ForkGate, ForkLock
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
 from celery_triggers.storages.base import Question, StorageBackend, public_url
@@ -64,6 +64,10 @@ _json = json.JSONEncoder(separators=(',', ':'), ensure_ascii=False).encode
 
 _clients: dict[tuple[Any, ...], redis.Redis] = {}
 _clients_lock = ForkLock()
+
+#: A fork waits a little for the calls of other threads, which may hold a lock of redis-py,
+#: or of an import that it makes when it first connects.
+_gate = ForkGate(patience=1.0)
 
 
 def _renew_pools() -> None:
@@ -245,10 +249,12 @@ class RedisStorageBackend(StorageBackend):
         """
         try:
             try:
-                return call(*args)
+                with _gate:
+                    return call(*args)
             except redis.exceptions.ConnectionError:
                 time.sleep(0.01)
-                return call(*args)
+                with _gate:
+                    return call(*args)
         except redis.exceptions.NoScriptError:
             raise
         except redis.exceptions.ResponseError as exc:

@@ -45,9 +45,10 @@ def test_a_message_serializer_that_takes_less_than_the_storage_does_no_harm(
         accept_content=[serializer, 'json'],
     )
     try:
-        uid = worker.fire('context', 'count', {'price': Decimal('9.99'), 'big': 2**70})
+        odd = {'price': Decimal('9.99'), 'big': 2**70}
+        uid = worker.fire('context', 'count', {**odd, 'limit': '3'})
         found = worker.settled(uid)['t_count#0']
         assert str(found.status) == 'finished'
-        assert found.kwargs['count'] == {'price': Decimal('9.99'), 'big': 2**70}
+        assert found.kwargs['count'] == {**odd, 'limit': '3'}
     finally:
         worker.stop()
