@@ -196,10 +196,7 @@ class TriggerManager(Operations):
         def decide(step: Step) -> None:
             unknown = unwanted - set(step.session.configuration)
             if unknown:
-                raise InvalidConfiguration(
-                    f'session {self.uid!r} has no trigger task {sorted(unknown)}; '
-                    f'it has: {", ".join(step.session.configuration)}'
-                )
+                raise self._no_task(step.session.configuration, *sorted(unknown))
             step.reconfigure(step.session.configuration.without(unwanted), apply_past=False)
 
         self.change(plans.whole, decide)
@@ -227,10 +224,7 @@ class TriggerManager(Operations):
         session = self.storage.load()
         configuration = session.configuration
         if task is not None and task not in configuration:
-            raise InvalidConfiguration(
-                f'session {self.uid!r} has no trigger task {task!r}; '
-                f'it has: {", ".join(configuration) or "none"}'
-            )
+            raise self._no_task(configuration, task)
         return [
             explanation
             for config in configuration.values()

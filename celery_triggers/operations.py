@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kombu.exceptions import EncodeError
@@ -162,7 +162,7 @@ class Operations(Controller):
         def decide(step: Step) -> None:
             config = step.session.configuration.get(name)
             if config is None:
-                raise self._no_task(step, name)
+                raise self._no_task(step.session.configuration, name)
             step.create(config)
 
         outcome = self.change(plans.whole, decide)
@@ -183,16 +183,17 @@ class Operations(Controller):
             original = self._instance(step, name)
             config = step.session.configuration.get(original.task)
             if config is None:
-                raise self._no_task(step, original.task)
+                raise self._no_task(step.session.configuration, original.task)
             step.copy(config, original)
 
         outcome = self.change(plans.whole, decide)
         return self.storage[outcome.record.created[0]]
 
-    def _no_task(self, step: Step, name: str) -> InvalidConfiguration:
+    def _no_task(self, configuration: Iterable[str], *names: str) -> InvalidConfiguration:
+        missing = ', '.join(map(repr, names))
         return InvalidConfiguration(
-            f'session {self.uid!r} has no trigger task {name!r}; '
-            f'it has: {", ".join(step.session.configuration) or "none"}'
+            f'session {self.uid!r} has no trigger task {missing}; '
+            f'it has: {", ".join(configuration) or "none"}'
         )
 
     def _check_replacement(

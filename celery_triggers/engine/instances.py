@@ -81,7 +81,9 @@ class Instance:
         """Return when each status was last reached, the present one included."""
         if self.status is Status.RUNNING:
             scheduled, running = Status.SCHEDULED.value, Status.RUNNING.value
-            return {**self.times, scheduled: self.changed, running: self.claimed}
+            # A storage's clock may go back between the two.
+            claimed = max(self.claimed, self.changed)
+            return {**self.times, scheduled: self.changed, running: claimed}
         return {**self.times, self.status.value: self.changed}
 
     def receive(self, config: TaskConfig, trigger: str, kwargs: dict[str, Any]) -> bool:

@@ -17,7 +17,6 @@ import re
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -88,12 +87,15 @@ def _renew_pools() -> None:
 os.register_at_fork(after_in_child=_renew_pools)
 
 
-@lru_cache
-def _script(name: str) -> tuple[str, str]:
-    """Return a script's text and its SHA1 digest."""
+def _read_script(name: str) -> tuple[str, str]:
     folder = files('celery_triggers.storages') / 'lua'
     text = '\n'.join((folder / f'{part}.lua').read_text() for part in ('slice', name))
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+#: The scripts by name, each with its SHA1 digest. They are read when the module is imported,
+#: since reading them imports others, in the middle of which a child could be forked.
+_SCRIPTS = {name: _read_script(name) for name in ('read', 'commit', 'write')}
 
 
 def client_for(url: str, options: dict[str, Any]) -> redis.Redis:
@@ -236,7 +238,7 @@ class RedisStorageBackend(StorageBackend):
         try:
             return self._guarded(command, *_by_digest(name, keys, args), changes=changes)
         except redis.exceptions.NoScriptError:
-            text = _script(name)[0]
+            text = _SCRIPTS[name][0]
             return self._guarded(
                 command, 'EVAL', text, len(keys), *keys, *args, changes=changes
             )
@@ -268,7 +270,7 @@ class RedisStorageBackend(StorageBackend):
 
 
 def _by_digest(name: str, keys: Sequence[str], args: Sequence[str]) -> tuple[Any, ...]:
-    return ('EVALSHA', _script(name)[1], len(keys), *keys, *args)
+    return ('EVALSHA', _SCRIPTS[name][1], len(keys), *keys, *args)
 
 
 def _own(question: Question) -> RedisStorageBackend:

@@ -75,7 +75,8 @@ class _Database:
         # SQLite's locks do not survive a fork, its notes of them do: a child with an open
         # connection of its parent's believes that it holds locks which it does not, and
         # then processes write over each other (sqlite.org/howtocorrupt.html, 2.6).
-        self.gate = ForkGate(_FORK_PATIENCE, lambda: self.engine.dispose())
+        self.gate = ForkGate(_FORK_PATIENCE, self._disconnect)
+        self._connected = False
         self._has_tables = False
         self.engine = sa.create_engine(parsed, **{**options, 'connect_args': connect_args})
         event.listen(self.engine, 'connect', self._on_connect)
@@ -109,7 +110,13 @@ class _Database:
                 outcome_unknown=matters,
             ) from exc
 
+    def _disconnect(self) -> None:
+        if self._connected:
+            self._connected = False
+            self.engine.dispose()
+
     def _on_connect(self, connection: Any, _record: Any) -> None:
+        self._connected = True
         # Transactions begin where _on_begin says so, not where sqlite3 guesses.
         connection.isolation_level = None
         deadline = time.monotonic() + self.patience

@@ -84,7 +84,10 @@ class TriggerManagerTestCaseMixin:
 
     def _where(self, name: str) -> str:
         instance = self.manager.storage[name]
-        return f'{name} of session {self.manager.uid!r} is {instance.status}'
+        texts = [e.text for e in self.manager.explain() if e.instance == name]
+        # A trigger task that the session no longer has is not explained.
+        text = texts[0] if texts else f'{name} is {instance.status}'
+        return f'in session {self.manager.uid!r} {text}'
 
     @staticmethod
     def _assert_names(what: str, found: list[str], expected: Iterable[str]) -> None:

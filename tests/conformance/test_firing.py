@@ -12,12 +12,15 @@ from kombu.exceptions import ContentDisallowed
 
 from celery_triggers.exceptions import (
     EventConflict,
+    InvalidConfiguration,
     InvalidFiring,
     InvalidTransition,
     StorageUnavailable,
     TriggersError,
+    UnknownInstance,
 )
 from celery_triggers.manager import TriggerManager
+from celery_triggers.storages.records import Request
 from tests.support import (
     Medium,
     application_of,
@@ -577,3 +580,96 @@ def test_a_result_that_cannot_be_serialized_fails_the_instance(medium: Medium):
     manager.fire('a')
     assert delivery(manager, 't_one#0').finish({'x': Unserializable()})
     assert statuses(manager) == {'t_one#0': 'failed'}
+
+
+# ---------------------------------------------------------------- made by hand
+
+MADE: dict[str, Any] = {
+    't_join': {'after': ['a', 'b'], 'unless': ['never'], 'run': 'x'},
+    't_each': {'after': ['b'], 'andEvery': 'a', 'run': 'x'},
+}
+
+
+def test_an_instance_made_by_hand_receives_the_latest_firings_and_is_judged(medium: Medium):
+    manager = medium.manager(MADE)
+    manager.fire('a', {'n': 1})
+    manager.fire('b', {'n': 2})
+    made = manager.storage.create_instance('t_join')
+    assert (made.name, str(made.status)) == ('t_join#1', 'scheduled')
+    assert made.kwargs == {'a': {'n': 1}, 'b': {'n': 2}}
+    waits = manager.storage.create_instance(manager.storage.tasks['t_each'])
+    assert (waits.name, str(waits.status)) == ('t_each#1', 'unstarted')
+    assert waits.kwargs == {'b': {'n': 2}}
+    assert application_of(manager).released == ['t_each#0', 't_join#0', 't_join#1']
+    assert manager.fire('a', {'n': 3}).released == ['t_each#1'], 'it takes the next payload'
+    assert manager.storage['t_each#1'].kwargs['a'] == {'n': 3}
+
+
+def test_an_instance_made_by_hand_may_wait_or_be_abandoned(medium: Medium):
+    manager = medium.manager(MADE)
+    assert str(manager.storage.create_instance('t_join').status) == 'unstarted'
+    manager.fire('a')
+    assert manager.fire('b').released == ['t_each#0', 't_join#0']
+    manager.fire('never')
+    assert str(manager.storage.create_instance('t_join').status) == 'abandoned'
+    manager.cancel()
+    assert str(manager.storage.create_instance('t_each').status) == 'abandoned'
+
+
+def test_a_clone_receives_what_the_other_had_and_leaves_it_as_it_is(medium: Medium):
+    manager = medium.manager(MADE)
+    manager.fire('a', {'n': 1})
+    manager.fire('b', {'n': 2})
+    run = delivery(manager, 't_each#0')
+    run.claim()
+    run.finish(None)
+    manager.fire('b', {'n': 9})
+    clone = manager.storage.clone_instance('t_each#0')
+    assert (clone.name, str(clone.status)) == ('t_each#1', 'scheduled')
+    assert clone.kwargs == {'a': {'n': 1}, 'b': {'n': 2}}
+    assert str(manager.storage['t_each#0'].status) == 'finished'
+    waiting = medium.manager(MADE, 'order:2')
+    waiting.fire('a')
+    copy = waiting.storage.clone_instance(waiting.storage['t_join#0'])
+    assert str(copy.status) == 'unstarted'
+    assert waiting.fire('b').released == ['t_each#0', 't_join#0', 't_join#1']
+
+
+def test_what_cannot_be_made_changes_nothing(medium: Medium):
+    manager = medium.manager(MADE)
+    manager.fire('a')
+    before = manager.storage._read(Request(whole=True))
+    with pytest.raises(InvalidConfiguration, match="no trigger task 't_no'; it has: t_each, t_j"):
+        manager.storage.create_instance('t_no')
+    with pytest.raises(UnknownInstance):
+        manager.storage.clone_instance('t_join#7')
+    with pytest.raises(TypeError, match='an instance or its name'):
+        manager.storage.clone_instance(3)  # type: ignore[arg-type]
+    after = manager.storage._read(Request(whole=True))
+    assert (after.version, after.rows) == (before.version, before.rows)
+
+
+def test_a_replay_with_kwargs_of_a_trigger_that_is_none_of_its_is_refused(medium: Medium):
+    manager = medium.manager(MADE)
+    manager.fire('a')
+    manager.fire('b')
+    manager.update_instance_status('t_join#0', 'failed')
+    with pytest.raises(InvalidFiring, match='nothing to do with bb; its triggers are: a, b, never'):
+        manager.replay_failed_instance('t_join#0', {'bb': {'n': 1}})
+    assert str(manager.storage['t_join#0'].status) == 'failed'
+    new = manager.replay_failed_instance('t_join#0', {'b': {'n': 1}})
+    assert new.kwargs == {'a': {}, 'b': {'n': 1}}
+
+
+def test_triggers_named_like_kombus_own_keys_are_triggers(medium: Medium):
+    """kombu's JSON reads an object of just these two keys as something else."""
+    names = ['__type__', '__value__']
+    manager = medium.manager({'t_x': {'after': [*names, 'z'], 'run': 'x'}})
+    for name in names:
+        manager.fire(name, {'n': name})
+    assert manager.storage['t_x#0'].kwargs == {name: {'n': name} for name in names}
+    assert manager.fire('z').released == ['t_x#0']
+    manager.update_instance_metadata('t_x#0', {'__type__': 'date'})
+    with pytest.raises(InvalidFiring):
+        manager.update_instance_metadata('t_x#0', {'__value__': 'boom'})
+    assert manager.storage['t_x#0'].metadata == {'__type__': 'date'}

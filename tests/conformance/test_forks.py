@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -64,6 +66,9 @@ def fork():
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
+# Once before there are threads: what is imported late would be imported in a fork.
+manager.fire('a')
+fired.append(1)
 threads = [threading.Thread(target=fire) for _ in range(3)]
 for thread in threads:
     thread.start()
@@ -77,12 +82,20 @@ print(codes, len(fired), len(statuses(manager)), sep=';')
 
 def run(script: str, *arguments: str) -> str:
     """Run a script in a fresh process, and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, '-c', script, *arguments], capture_output=True, text=True,
-        timeout=60, check=False, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    process = subprocess.Popen(
+        [sys.executable, '-c', script, *arguments], text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    try:
+        out, errors = process.communicate(timeout=60)
+    finally:
+        # It and the children that it forked, should one of them hang.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == 0, errors
+    return out
 
 
 def in_child(action: Callable[[], Any]) -> int:
