@@ -190,7 +190,10 @@ def _context_adapter(function: Callable[..., Any], *, bind: bool) -> Callable[..
 
 def _return_annotation(function: Callable[..., Any]) -> Any:
     """Return the annotation itself where it is written as a string."""
-    annotation = inspect.signature(function).return_annotation
+    try:
+        annotation = inspect.signature(function).return_annotation
+    except ValueError:
+        return inspect.Signature.empty
     try:
         return get_type_hints(function).get('return', annotation)
     except (NameError, TypeError, AttributeError):
