@@ -168,7 +168,9 @@ def memory(app: Any, client: Any) -> Row:
 
 def imports() -> Row:
     """Measure importing Celery with the package beside Celery without it."""
-    code = 'import time; t = time.perf_counter(); from celery import Celery; Celery; ' \
+    # What hides it has to be imported in both, and kombu imports it anyway.
+    code = 'import importlib.metadata as m, time; t = time.perf_counter(); ' \
+           'from celery import Celery; Celery; ' \
            'print((time.perf_counter() - t) * 1000)'
     # A finder that hides the package's entry point is what it takes to be without it.
     hidden = (
