@@ -219,7 +219,13 @@ class Triggers:
 
         A process that only fires would else begin sessions that lack their trigger tasks.
         """
-        if self._knows_tasks or getattr(self._loading, 'now', False):
+        if self._knows_tasks:
+            return
+        if getattr(self._loading, 'now', False):
+            logger.warning(
+                'a trigger is fired while modules with trigger tasks are still being imported; '
+                'its session begins with those that are known so far'
+            )
             return
         self._loading.now = True
         try:
@@ -228,7 +234,9 @@ class Triggers:
             if not self.app.finalized:
                 self.app.finalize(auto=True)
             self._knows_tasks = True
-        except ImportError as exc:
+        except InvalidConfiguration:
+            raise
+        except Exception as exc:
             raise InvalidConfiguration(
                 "a module of the application's tasks cannot be imported here, and a session "
                 'begins with the trigger tasks that the process knows which fires first: '

@@ -48,26 +48,40 @@ class ForkLock:
 class ForkGate:
     """Lets this process fork only while no thread is inside, or after some patience.
 
+    A thread must not be inside twice.
+
     Args:
         patience: For how many seconds a fork waits at most.
         when_closed: Is called before the fork, when nobody is inside.
+        outer: Whether threads enter other gates while they are inside this one.
     """
 
     _all: weakref.WeakSet[ForkGate] = weakref.WeakSet()
     _closed: list[ForkGate] = []
+    _forking = threading.Lock()
 
-    def __init__(self, patience: float, when_closed: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        patience: float,
+        when_closed: Callable[[], None] | None = None,
+        *,
+        outer: bool = False,
+    ):
         self.patience = patience
         self._when_closed = when_closed
+        self._outer = outer
         self._renew()
         self._all.add(self)
 
     def _renew(self) -> None:
         self._condition = threading.Condition()
         self._inside = 0
+        self._closing = False
 
     def __enter__(self) -> None:
         with self._condition:
+            while self._closing:
+                self._condition.wait()
             self._inside += 1
 
     def __exit__(
@@ -82,14 +96,22 @@ class ForkGate:
 
     def _close(self) -> None:
         self._condition.acquire()
+        self._closing = True
         self._condition.wait_for(lambda: not self._inside, self.patience)
         if self._when_closed is not None:
             self._when_closed()
 
+    def _open(self) -> None:
+        self._closing = False
+        self._condition.notify_all()
+        self._condition.release()
+
     @classmethod
     def close_all(cls) -> None:
-        """Wait until nobody is inside, and let nobody in; called before a fork."""
-        cls._closed = list(cls._all)
+        """Let nobody in, and wait until nobody is inside; called before a fork."""
+        cls._forking.acquire()
+        # The outer ones first, while those inside can still get through the others.
+        cls._closed = sorted(cls._all, key=lambda gate: not gate._outer)
         for gate in cls._closed:
             gate._close()
 
@@ -97,11 +119,15 @@ class ForkGate:
     def open_all(cls) -> None:
         """Let threads in again; called in the parent after a fork."""
         for gate in cls._closed:
-            gate._condition.release()
+            gate._open()
+        cls._closed = []
+        cls._forking.release()
 
     @classmethod
     def renew_all(cls) -> None:
         """Renew every gate; called in a forked child."""
+        cls._forking = threading.Lock()
+        cls._closed = []
         for gate in cls._all:
             gate._renew()
 

@@ -25,7 +25,7 @@ class Reporter:
     def __init__(self) -> None:
         # A child that is forked while a module is being imported here, say, could never
         # import it.
-        self._gate = ForkGate(patience=1.0)
+        self._gate = ForkGate(patience=1.0, outer=True)
         self._reset()
         # Neither the thread nor a lock that it held survives a fork.
         os.register_at_fork(after_in_child=self._reset)

@@ -32,8 +32,10 @@ def triggers() -> Iterator[TriggersKit]:
     from celery_triggers.testing.kit import TriggersKit
 
     app: Any = get_current_app()
-    before = dict(app.conf.changes)
+    before, pools = dict(app.conf.changes), (app._pool, app.amqp._producer_pool)
     app.conf.update(_SETTINGS)
+    # Connections that are open already would still lead to the real broker.
+    app._pool = app.amqp._producer_pool = None
     kit = TriggersKit(app)
     kit.clear()
     try:
@@ -43,3 +45,4 @@ def triggers() -> Iterator[TriggersKit]:
         kit.clear()
         app.conf.changes.clear()
         app.conf.changes.update(before)
+        app._pool, app.amqp._producer_pool = pools

@@ -191,6 +191,52 @@ def test_a_fork_waits_until_nobody_is_inside_but_not_for_ever():
         pass
 
 
+BUSY = """
+import os, threading
+from celery_triggers.forks import ForkGate
+
+inside = []
+inner = ForkGate(30, lambda: inside.append(inner._inside))
+outer = ForkGate(30, lambda: inside.append(outer._inside), outer=True)
+stop = threading.Event()
+
+def visit(*gates):
+    while not stop.is_set():
+        with gates[0]:
+            if gates[1:]:
+                with gates[1]:
+                    pass
+
+places = [(inner,), (inner,), (inner,), (outer, inner), (outer, inner)]
+threads = [threading.Thread(target=visit, args=gates) for gates in places]
+for thread in threads:
+    thread.start()
+
+def fork():
+    for _ in range(10):
+        pid = os.fork()
+        if pid == 0:
+            with inner, outer:
+                os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+
+forkers = [threading.Thread(target=fork) for _ in range(2)]
+for thread in forkers:
+    thread.start()
+for thread in forkers:
+    thread.join()
+stop.set()
+for thread in threads:
+    thread.join()
+print(set(inside), len(inside))
+"""
+
+
+def test_busy_threads_do_not_keep_a_fork_waiting():
+    """Whoever comes while a fork waits has to wait too; else it would never be its turn."""
+    assert run(BUSY) == '{0} 40\n'
+
+
 def test_many_processes_make_the_file_at_once(tmp_path: Path):
     for round_ in range(4):
         url = f'sqlite:///{tmp_path}/{round_}.db'

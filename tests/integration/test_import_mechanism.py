@@ -144,6 +144,34 @@ class TestTheThreeLines:
         assert out.count('InvalidConfiguration') == 2
         assert "No module named 'missing_tasks'" in out
 
+    def test_firing_while_the_modules_of_tasks_are_imported_is_warned_about(
+        self, run_python, tmp_path
+    ):
+        (tmp_path / 'shop.py').write_text(textwrap.dedent("""
+            from celery import Celery
+            app = Celery('shop', broker='memory://', include=['early'])
+        """))
+        (tmp_path / 'early.py').write_text(textwrap.dedent("""
+            from shop import app
+            app.triggers.fire('x', 'paid')
+        """))
+        out = run_python('from shop import app\napp.triggers.fire("y", "paid")')
+        assert 'its session begins with those that are known so far' in out
+
+    def test_a_module_of_tasks_that_raises_is_an_error_of_the_firing(self, run_python, tmp_path):
+        (tmp_path / 'broken.py').write_text('raise RuntimeError("settings missing")')
+        script = textwrap.dedent("""
+            from celery import Celery
+            app = Celery('shop', broker='memory://', include=['broken'])
+            try:
+                app.triggers.fire('x', 'paid')
+            except ValueError as exc:
+                print(type(exc).__name__, exc)
+        """)
+        out = run_python(script)
+        assert 'InvalidConfiguration' in out
+        assert 'RuntimeError: settings missing' in out
+
     def test_the_typed_subclass_presets_the_task_class(self, run_python):
         script = textwrap.dedent("""
             from celery_triggers import Celery, TriggerTask

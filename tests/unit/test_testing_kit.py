@@ -147,3 +147,69 @@ class OrderTest(TriggerManagerTestCaseMixin, unittest.TestCase):
         self.assertInstanceAbandoned('t_ship#0')
         with self.assertRaisesRegex(AssertionError, 'has no instance'):
             self.assertInstanceAbandoned('t_nothing#0')
+
+
+PAGE = """
+import pytest
+import redis
+from celery import Celery
+
+URL = {url!r}
+app = Celery('real', broker=URL, task_cls='celery_triggers:TriggerTask')
+app.conf.task_default_queue = {queue!r}
+
+@app.task
+def plain(): ...
+
+@app.trigger_task(after=['a'])
+def one(context):
+    plain.delay()
+
+def waiting():
+    with redis.Redis.from_url(URL) as client:
+        return client.llen({queue!r})
+
+def test_before():
+    plain.delay()
+    assert waiting() == 1
+
+def test_with(triggers):
+    triggers.fire('x', 'a')
+    app.conf.triggers_history_limit = 7
+    assert str(triggers.session('x').storage['t_one#0'].status) == 'finished'
+    assert waiting() == 1
+
+def test_after():
+    assert app.conf.get('triggers_history_limit') is None
+    plain.delay()
+    assert waiting() == 2
+"""
+
+
+@pytest.mark.parametrize('first', ['before', 'with'])
+def test_the_fixture_keeps_messages_from_a_real_broker_and_restores_it(
+    tmp_path: Any, first: str
+) -> None:
+    """Whether or not connections were open before."""
+    import subprocess
+    import sys
+
+    import redis
+
+    from tests.servers import BROKER_DB, redis_url
+
+    url, queue = redis_url(BROKER_DB), f'triggers-{uuid.uuid4().hex}'
+    page = PAGE.format(url=url, queue=queue)
+    if first == 'with':
+        page = page.replace('def test_before', 'def no_test_before')
+        page = page.replace('waiting() == 1', 'waiting() == 0').replace('== 2', '== 1')
+    (tmp_path / 'test_page.py').write_text(page)
+    try:
+        done = subprocess.run(
+            [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'test_page.py'],
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+        )
+        assert done.returncode == 0, done.stdout
+    finally:
+        with redis.Redis.from_url(url) as client:
+            client.delete(queue, f'_kombu.binding.{queue}')
