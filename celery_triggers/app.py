@@ -159,21 +159,14 @@ class Triggers:
     def storage(self, uid: str, key: str | None = None) -> StorageBackend:
         """Return the storage backend of a session."""
         with _blaming('triggers_storage', unless=key):
-            key, url = self._location(key)
-            found: StorageBackend = storage_backends.get(key, uid, url, application=self)
+            found: StorageBackend = storage_backends.get(
+                key or self.settings.frozen().storage_location()[0], uid, application=self
+            )
         return found
-
-    def _location(self, key: str | None) -> tuple[str, str | None]:
-        """Return a storage's registry key and the URL that the settings give it."""
-        settings = self.settings.frozen()
-        if key is None:
-            return settings.storage_location()
-        configured, url = settings.storage_location_or_none() or ('', None)
-        return (configured, url) if key == configured else (key, None)
 
     def sessions(self, prefix: str = '') -> Iterator[str]:
         """Yield the uids of the sessions that begin with ``prefix``, in no order."""
-        key, url = self._location(None)
+        key, url = self.settings.frozen().storage_location()
         found: Iterator[str] = storage_backends.get_class(key).uids(url, self.settings, prefix)
         return found
 
@@ -343,14 +336,10 @@ def triggers_of(app: Any) -> Triggers:
     return triggers
 
 
-def current_celery() -> Any:
-    """Return the current Celery application itself, not its proxy."""
-    return _state.get_current_app()
-
-
 def current_triggers() -> Triggers:
     """Return ``app.triggers`` of the current Celery application."""
-    return triggers_of(current_celery())
+    # The application itself, not its proxy.
+    return triggers_of(_state.get_current_app())
 
 
 def wake_in_worker(app: Any) -> None:

@@ -13,6 +13,7 @@ from celery.app import shared_task
 from celery.local import PromiseProxy, Proxy
 
 from celery_triggers.engine.conditions import Condition
+from celery_triggers.engine.names import plain
 from celery_triggers.exceptions import InvalidConfiguration
 from celery_triggers.task import TriggerTask
 from celery_triggers.workflow import Declaration
@@ -88,7 +89,7 @@ def check_sessions(prefix: Any) -> str:
         raise InvalidConfiguration(
             f'sessions= is one prefix of uids, a string such as "order:", not {prefix!r}'
         )
-    return str.__str__(prefix)
+    return plain(prefix)
 
 
 def declare(app: Any, spoken: Spoken, target: Any) -> tuple[Any, Declaration]:
@@ -120,9 +121,7 @@ def declare(app: Any, spoken: Spoken, target: Any) -> tuple[Any, Declaration]:
 def declare_shared(spoken: Spoken, function: Callable[..., Any]) -> tuple[Any, Declaration]:
     """As :func:`declare`, with a task that every application has."""
     options = dict(spoken.options)
-    bind = options.pop('bind', False)
-    _check_signature(function, ('self', 'context') if bind else ('context',))
-    adapter = _context_adapter(function, bind=bind)
+    adapter = _context_adapter(function, bind=options.pop('bind', False))
     make: Any = shared_task
     task = make(bind=True, takes_context=True, base=TriggerTask, **options)(adapter)
     return task, spoken.declaration(f't_{function.__name__}', task, lambda: task)
@@ -162,9 +161,7 @@ def _check_class(class_: type[TriggerTask]) -> None:
 
 
 def _task_of_function(app: Any, function: Callable[..., Any], options: dict[str, Any]) -> Any:
-    bind = options.pop('bind', False)
-    _check_signature(function, ('self', 'context') if bind else ('context',))
-    adapter = _context_adapter(function, bind=bind)
+    adapter = _context_adapter(function, bind=options.pop('bind', False))
     options.setdefault('base', _trigger_task_of(app))
     # Celery shares the tasks of one application with every other one of the process.
     # A trigger task belongs to the workflows of this one.
@@ -173,7 +170,12 @@ def _task_of_function(app: Any, function: Callable[..., Any], options: dict[str,
 
 
 def _context_adapter(function: Callable[..., Any], *, bind: bool) -> Callable[..., Any]:
-    """Return the ``run`` of a trigger task made from a function of a context."""
+    """Return the ``run`` of a trigger task made from a function of a context.
+
+    Raises:
+        TypeError: The function does not take what it would be called with.
+    """
+    _check_signature(function, ('self', 'context') if bind else ('context',))
 
     def run(self: TriggerTask, *args: Any, trigger_kwargs: Any = None) -> Any:
         context, rest = self._context_and_rest(args, {'trigger_kwargs': trigger_kwargs})

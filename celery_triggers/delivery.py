@@ -155,7 +155,7 @@ class Delivery:
         """Give the instance another attempt; tell whether it may be sent."""
 
         def decide(step: Step, instance: Instance) -> None:
-            step.retry(instance, step.now + int(countdown * 1000) if countdown > 0 else 0)
+            step.retry(instance, _due(step, countdown))
 
         return self._report('retry', decide, log_level)
 
@@ -187,7 +187,7 @@ class Delivery:
             return self.fail('cannot be replayed', exception_facts(exc), log_level)
 
         def decide(step: Step, instance: Instance) -> None:
-            due = step.now + int(countdown * 1000) if countdown > 0 else 0
+            due = _due(step, countdown)
             step.replay(instance, replacement_kwargs=kwargs, metadata=facts, due=due)
 
         return self._report('replay', decide, log_level)
@@ -285,6 +285,11 @@ class Delivery:
 
     def _ignore(self, message: str) -> None:
         logger.info('%s of session %r: %s', self.name, self.header['uid'], message)
+
+
+def _due(step: Step, countdown: float) -> int:
+    """Return the storage's time in so many seconds; 0: at once."""
+    return step.now + int(countdown * 1000) if countdown > 0 else 0
 
 
 def is_header(value: Any) -> bool:

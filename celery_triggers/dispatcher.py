@@ -8,11 +8,10 @@ from typing import Any
 from billiard.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from celery_triggers.delivery import Delivery, exception_facts
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import Release
 from celery_triggers.registry import task_runners
-from celery_triggers.runners import EagerError
+from celery_triggers.runners import EagerError, fail_dispatch
 from celery_triggers.settings import Settings
 
 __all__ = ['Dispatcher']
@@ -79,9 +78,7 @@ def _give_up(release: Release, exc: Exception) -> None:
     name, uid = release.instance.name, release.manager.uid
     logger.error('%s of session %r cannot be dispatched: %s', name, uid, exc)
     try:
-        Delivery(release.manager, release.header).fail(
-            'cannot be dispatched', exception_facts(exc)
-        )
+        fail_dispatch(release, exc)
     except StorageUnavailable as down:
         # Not the caller's: what was fired is committed, and this is another change.
         logger.error('%s of session %r stays scheduled: %s', name, uid, down)

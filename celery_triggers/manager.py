@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from celery_triggers.controller import Release
 from celery_triggers.engine import plans
@@ -34,8 +34,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar('T')
 
 
 @trigger_managers.register('default')
@@ -86,7 +84,7 @@ class TriggerManager(Operations):
                 and begun again has another.
         """
         trigger = check_trigger(self.uid, trigger_name)
-        kwargs = self._checked_kwargs(trigger, trigger_kwargs)
+        kwargs = self.checked_kwargs(trigger, trigger_kwargs)
         event_id = self._checked_event_id(trigger, event_id)
         self._check_runner()
 

@@ -12,7 +12,7 @@ from celery_triggers.engine import plans
 from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.names import plain
 from celery_triggers.engine.step import Step, cascade_kwargs
-from celery_triggers.engine.transitions import Status
+from celery_triggers.engine.transitions import UNHAPPY, Status
 from celery_triggers.exceptions import (
     InvalidConfiguration,
     InvalidFiring,
@@ -49,7 +49,7 @@ class Operations(Controller):
         """
         name = _name(failed_instance)
         kwargs = {
-            trigger: self._checked_kwargs(trigger, value)
+            trigger: self.checked_kwargs(trigger, value)
             for trigger, value in (replacement_kwargs or {}).items()
         }
 
@@ -79,7 +79,7 @@ class Operations(Controller):
             InvalidFiring: The result cannot be serialized; nothing changed.
         """
         name = _name(failed_instance)
-        kwargs = self._checked_kwargs(name, cascade_kwargs(result)) if cascade else None
+        kwargs = self.checked_kwargs(name, cascade_kwargs(result)) if cascade else None
 
         def decide(step: Step) -> None:
             metadata = {'result': result} if cascade else None
@@ -108,8 +108,8 @@ class Operations(Controller):
             InvalidTransition: The instance cannot get that status.
         """
         name, wanted = _name(task_instance), Status(status)
-        kwargs = self._checked_kwargs(name, cascade_kwargs) if cascade else None
-        facts = self._checked_kwargs(name, metadata)
+        kwargs = self.checked_kwargs(name, cascade_kwargs) if cascade else None
+        facts = self.checked_kwargs(name, metadata)
 
         def decide(step: Step) -> None:
             step.set_status(
@@ -127,12 +127,12 @@ class Operations(Controller):
             InvalidFiring: They are no mapping or cannot be serialized.
         """
         name = _name(task_instance)
-        facts = self._checked_kwargs(name, metadata)
+        facts = self.checked_kwargs(name, metadata)
 
         def decide(step: Step) -> None:
             instance = self._instance(step, name)
             # Together they must still be what the serializer can take.
-            instance.metadata = self._checked_kwargs(name, {**instance.metadata, **facts})
+            instance.metadata = self.checked_kwargs(name, {**instance.metadata, **facts})
             step.touch(instance)
 
         self.change(plans.record_of(name), decide)
@@ -160,10 +160,7 @@ class Operations(Controller):
         name = task if isinstance(task, str) else task.name
 
         def decide(step: Step) -> None:
-            config = step.session.configuration.get(name)
-            if config is None:
-                raise self._no_task(step.session.configuration, name)
-            step.create(config)
+            step.create(self._config(step, name))
 
         outcome = self.change(plans.whole, decide)
         return self.storage[outcome.record.created[0]]
@@ -181,13 +178,16 @@ class Operations(Controller):
 
         def decide(step: Step) -> None:
             original = self._instance(step, name)
-            config = step.session.configuration.get(original.task)
-            if config is None:
-                raise self._no_task(step.session.configuration, original.task)
-            step.copy(config, original)
+            step.copy(self._config(step, original.task), original)
 
         outcome = self.change(plans.whole, decide)
         return self.storage[outcome.record.created[0]]
+
+    def _config(self, step: Step, task: str) -> TaskConfig:
+        configuration = step.session.configuration
+        if task not in configuration:
+            raise self._no_task(configuration, task)
+        return configuration[task]
 
     def _no_task(self, configuration: Iterable[str], *names: str) -> InvalidConfiguration:
         missing = ', '.join(map(repr, names))
@@ -209,9 +209,14 @@ class Operations(Controller):
                 uid=self.uid, trigger=unknown[0],
             )
 
-    def _checked_kwargs(
+    def checked_kwargs(
         self, trigger: str, kwargs: Mapping[str, Any] | None
     ) -> dict[str, Any]:
+        """Return a copy of a trigger's kwargs, as readers of the storage will see them.
+
+        Raises:
+            InvalidFiring: They are no mapping with string keys or cannot be serialized.
+        """
         if kwargs is None:
             return {}
         if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
@@ -220,7 +225,7 @@ class Operations(Controller):
                 uid=self.uid, trigger=trigger,
             )
         try:
-            # As readers will see it, and so that later changes of the caller's do not show.
+            # So that later changes of the caller's do not show.
             copy: dict[str, Any] = self.storage.codec.copy(dict(kwargs))
         except EncodeError as exc:
             raise InvalidFiring(
@@ -238,7 +243,7 @@ class Operations(Controller):
 
     def _unhappy(self, step: Step, name: str, wanted: Status) -> Any:
         instance = self._instance(step, name)
-        if instance.status not in (Status.FAILED, Status.REVOKED):
+        if instance.status not in UNHAPPY:
             raise InvalidTransition(
                 f'{name} of session {self.uid!r} is {instance.status}; only a failed or '
                 f'revoked instance can be {wanted} by hand',

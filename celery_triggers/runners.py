@@ -41,6 +41,11 @@ class BaseTaskRunner(ABC):
         """
 
 
+def fail_dispatch(release: Release, exc: BaseException) -> None:
+    """Fail an instance that no runner can execute."""
+    Delivery(release.manager, release.header).fail('cannot be dispatched', exception_facts(exc))
+
+
 def _arguments(app: Any, release: Release) -> dict[str, Any]:
     """Return the kwargs of the message: a context's, or none for a plain task.
 
@@ -109,9 +114,7 @@ class CeleryTaskRunner(BaseTaskRunner):
         try:
             _run_here(self.app, release, throw=self.app.conf.task_eager_propagates)
         except TriggersError as exc:
-            Delivery(release.manager, release.header).fail(
-                'cannot be dispatched', exception_facts(exc)
-            )
+            fail_dispatch(release, exc)
 
 
 def _run_here(app: Any, release: Release, *, throw: bool) -> None:
@@ -190,9 +193,7 @@ class ThreadingTaskRunner(BaseTaskRunner):
             # The failure is the instance's; there is no caller here to tell.
             pass
         except TriggersError as exc:
-            Delivery(release.manager, release.header).fail(
-                'cannot be dispatched', exception_facts(exc)
-            )
+            fail_dispatch(release, exc)
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())

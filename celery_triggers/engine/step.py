@@ -17,7 +17,7 @@ from celery_triggers.engine.finalizing import is_settled
 from celery_triggers.engine.instances import Instance, merged
 from celery_triggers.engine.names import SESSION_FINALIZED, outcome_trigger
 from celery_triggers.engine.session import EventRecord, FiringRecord, Latest, Session
-from celery_triggers.engine.transitions import BY_HAND, Event, Status
+from celery_triggers.engine.transitions import BY_HAND, UNHAPPY, Event, Status
 from celery_triggers.exceptions import InvalidTransition
 
 #: Reasons of a failure after which a success may still arrive and count.
@@ -146,12 +146,7 @@ class Step(Draft):
     ) -> Instance:
         """Make the next instance of a task: past firings first, then this one."""
         instance = self._next_instance(task.name)
-        for other in sorted(task.triggers):
-            if other == trigger or other == task.and_every:
-                continue
-            past = self.session.latest_of(other)
-            if past is not None:
-                instance.receive(task, other, past.kwargs)
+        self._receive_past(task, instance, but=trigger)
         if trigger is not None and kwargs is not None:
             instance.receive(task, trigger, kwargs)
         self._set_waits(instance, instance.waits_for(task))
@@ -335,7 +330,7 @@ class Step(Draft):
         self._recount(instance, before)
         if cascade is not None:
             self._enqueue(instance.task, cascade, cause=instance.name)
-        if status in (Status.FAILED, Status.REVOKED):
+        if status in UNHAPPY:
             self._fire_outcome(instance, status.value, {'reason': 'by hand'})
         elif status is Status.ABANDONED and before is Status.UNSTARTED:
             task = self.session.configuration.get(instance.task)
@@ -374,8 +369,10 @@ class Step(Draft):
             self._create_from_past(named)
         self.settle()
 
-    def _receive_past(self, task: TaskConfig, instance: Instance) -> None:
-        for trigger in sorted(task.triggers - {task.and_every}):
+    def _receive_past(
+        self, task: TaskConfig, instance: Instance, but: str | None = None
+    ) -> None:
+        for trigger in sorted(task.triggers - {task.and_every, but}):
             past = self.session.latest_of(trigger)
             if past is not None:
                 instance.receive(task, trigger, past.kwargs)

@@ -7,7 +7,7 @@ from enum import Enum
 
 from celery_triggers.exceptions import InvalidTransition
 
-__all__ = ['RESOLVED', 'TRANSITIONS', 'Event', 'Status', 'next_status']
+__all__ = ['RESOLVED', 'TRANSITIONS', 'UNHAPPY', 'Event', 'Status', 'next_status']
 
 
 class Status(str, Enum):
@@ -52,6 +52,9 @@ S = Status
 
 #: Statuses after which nothing more is expected of an instance.
 RESOLVED = frozenset({S.ABANDONED, S.FINISHED, S.REPLAYED, S.SKIPPED})
+
+#: Statuses from which a person may replay or skip an instance.
+UNHAPPY = frozenset({S.FAILED, S.REVOKED})
 
 UNRESOLVED = frozenset(Status) - RESOLVED
 

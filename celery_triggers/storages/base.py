@@ -51,8 +51,6 @@ class Snapshot:
 
     Attributes:
         exists: Whether the session was there.
-        passed: Whether this very change had been committed before: its made-up event
-            id was found. The record is then among the session's events.
     """
 
     session: Session
@@ -66,10 +64,6 @@ class Snapshot:
     @property
     def now(self) -> int:
         return self.slice.now
-
-    @property
-    def passed(self) -> bool:
-        return f'p:{self.passing}' in self.slice.entries
 
 
 @dataclass(slots=True)
@@ -166,14 +160,14 @@ class StorageBackend(SessionView):
         Raises:
             StorageNotConfigured: They name another kind, so that nobody would look here.
         """
-        location = self.settings.storage_location_or_none()
-        if location is None or location[0] == self.key:
-            return location[1] if location else None
+        key, url = self.settings.storage_location_or_none() or (self.key, None)
+        if key == self.key:
+            return url
         if self.default_url is None:
             return None
         raise StorageNotConfigured(
             f'the storage {self.key!r} of session {self.uid!r} has no URL: triggers_storage '
-            f'names {public_url(location[1] or location[0])!r}'
+            f'names {public_url(url or key)!r}'
         )
 
     def __repr__(self) -> str:
@@ -318,8 +312,3 @@ class StorageBackend(SessionView):
     @abstractmethod
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
         """Yield the uids of the sessions that begin with ``prefix``, in no order."""
-
-    @classmethod
-    def in_use(cls, settings: Settings) -> dict[str, Any]:
-        """Return the options that the settings give every storage of this class."""
-        return dict(settings.storage_options)

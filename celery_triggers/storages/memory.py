@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -11,7 +10,7 @@ from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
 from celery_triggers.storages.base import StorageBackend
 from celery_triggers.storages.document import Document
-from celery_triggers.storages.records import Commit, Request, Row, Slice, Write
+from celery_triggers.storages.records import Commit, Request, Row, Slice, Write, host_time
 
 __all__ = ['MemoryStorageBackend']
 
@@ -57,10 +56,10 @@ class MemoryStorageBackend(StorageBackend):
 
     def _read(self, request: Request) -> Slice:
         with self._space.lock:
-            return self._document().read(request, _now())
+            return self._document().read(request, host_time())
 
     def _commit(self, commit: Commit, request: Request) -> Slice | None:
-        now = _now()
+        now = host_time()
         with self._space.lock:
             document = self._document()
             if not document.commit(commit, now):
@@ -72,7 +71,7 @@ class MemoryStorageBackend(StorageBackend):
 
     def _write(self, write: Write) -> tuple[bool, Row | None]:
         with self._space.lock:
-            return self._document().write(write, _now())
+            return self._document().write(write, host_time())
 
     def _delete(self) -> bool:
         with self._space.lock:
@@ -88,7 +87,3 @@ class MemoryStorageBackend(StorageBackend):
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
         documents = cls._space_at(url, settings.key_prefix).documents
         return iter([uid for uid in list(documents) if uid.startswith(prefix)])
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

@@ -10,6 +10,7 @@ lasting event ids, ``h:<number>`` history.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -130,6 +131,11 @@ class Write:
     incarnation: str
     guards: Sequence[Mapping[str, Any]]
     changes: Mapping[str, Any]
+
+
+def host_time() -> int:
+    """Return this host's time in milliseconds, for media without a clock of their own."""
+    return int(time.time() * 1000)
 
 
 def apply_write(write: Write, row: Row, now: int) -> Row | None:

@@ -184,7 +184,7 @@ class RedisStorageBackend(StorageBackend):
     @classmethod
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
         url = url or cls.default_url
-        client = client_for(url, cls.in_use(settings))
+        client = client_for(url, settings.storage_options)
         space, literal = (_literal(text) for text in (settings.key_prefix, prefix))
         # A uid may look like the keys around it, which the pattern alone cannot tell.
         own = re.compile(re.escape(settings.key_prefix) + r':\{\d+\}:s:(.+)', re.DOTALL)

@@ -28,6 +28,7 @@ from celery_triggers.storages.records import (
     Slice,
     Write,
     apply_write,
+    host_time,
 )
 
 try:
@@ -197,7 +198,7 @@ class SQLStorageBackend(StorageBackend):
             if found is None:
                 return False, None
             row = Row(*found)
-            changed = apply_write(write, row, _now())
+            changed = apply_write(write, row, host_time())
             if changed is None:
                 return False, row
             state = {name: getattr(changed, name) for name in STATE_COLUMNS}
@@ -221,7 +222,9 @@ class SQLStorageBackend(StorageBackend):
 
     @classmethod
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
-        database = _database_for(url or cls.default_url, settings.key_prefix, cls.in_use(settings))
+        database = _database_for(
+            url or cls.default_url, settings.key_prefix, settings.storage_options
+        )
         with database.transaction(write=False) as connection:
             found = connection.scalars(database.statements.uids).all()
         # LIKE folds case in SQLite and treats some characters specially.
@@ -232,7 +235,7 @@ class SQLStorageBackend(StorageBackend):
     def _slice(self, connection: sa.Connection, request: Request) -> Slice:
         statements = self._statements
         found = connection.execute(statements.session, {'sid': self._sid}).one_or_none()
-        result = Slice(_now(), *(found or ()))
+        result = Slice(host_time(), *(found or ()))
         if found is not None:
             entries = self._select(
                 connection, statements.entries, statements.all_entries, request.entries, request
@@ -344,7 +347,7 @@ class SQLStorageBackend(StorageBackend):
     def _put_passing(self, connection: sa.Connection, commit: Commit) -> None:
         if commit.passing is None:
             return
-        now = _now()
+        now = host_time()
         name, value, seconds = commit.passing
         until = now + seconds * 1000
         connection.execute(self._statements.delete_passing, {'now': now})
@@ -371,7 +374,3 @@ def _chunked(names: Sequence[str]) -> Iterator[list[str]]:
 
 def _hash(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:32]
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

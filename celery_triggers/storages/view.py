@@ -12,7 +12,14 @@ from celery_triggers.engine.configuration import Configuration, TaskConfig
 from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.names import split_instance_name
 from celery_triggers.engine.session import FiringRecord, Plan, Session
-from celery_triggers.engine.transitions import BY_HAND, RESOLVED, TRANSITIONS, Event, Status
+from celery_triggers.engine.transitions import (
+    BY_HAND,
+    RESOLVED,
+    TRANSITIONS,
+    UNHAPPY,
+    Event,
+    Status,
+)
 from celery_triggers.exceptions import UnknownInstance
 from celery_triggers.registry import trigger_managers
 from celery_triggers.wiring import Application
@@ -143,12 +150,12 @@ class TaskInstance:
     @property
     def can_replay(self) -> bool:
         """Whether a person can replay it."""
-        return self.status in (Status.FAILED, Status.REVOKED)
+        return self.status in UNHAPPY
 
     @property
     def can_skip(self) -> bool:
         """Whether a person can skip it."""
-        return self.status in (Status.FAILED, Status.REVOKED)
+        return self.status in UNHAPPY
 
     @property
     def is_resolved(self) -> bool:
