@@ -10,6 +10,7 @@ from typing import Any
 from celery.exceptions import TaskPredicate
 from celery.utils.log import get_task_logger
 
+from celery_triggers.engine.names import check_trigger
 from celery_triggers.exceptions import TriggersError, get_context, with_context
 from celery_triggers.manager import Firing, TriggerManager
 from celery_triggers.storages.view import TaskInstance
@@ -100,13 +101,14 @@ class TaskContext:
         Raises:
             InvalidFiring: As by :meth:`.TriggerManager.fire`; or the session was deleted.
         """
-        checked = self.manager.ready(trigger_name, trigger_kwargs)
-        digest = self.manager.storage.codec.digest(checked.trigger, checked.kwargs)
+        trigger = check_trigger(self.uid, trigger_name)
+        kwargs = self.manager.checked_kwargs(trigger, trigger_kwargs)
+        digest = self.manager.storage.codec.digest(trigger, kwargs)
         count = self._fired[digest] = self._fired.get(digest, 0) + 1
         task_id, attempt = self._run
         event_id = f'{task_id}:{attempt}:{digest}:{count}' if task_id else None
         return self.manager.ready(
-            trigger_name, trigger_kwargs, event_id=event_id, incarnation=self._incarnation
+            trigger, kwargs, event_id=event_id, incarnation=self._incarnation
         ).make()
 
     def firings(self, trigger: str) -> list[dict[str, Any]]:

@@ -194,7 +194,7 @@ class TriggerTask(_BaseTask):
             return exc or self.MaxRetriesExceededError(f'{name} was replayed {depth} times already')
         if context is not None:
             for trigger, kwargs in (replacement_kwargs or {}).items():
-                context.manager.ready(trigger, kwargs)
+                context.manager.checked_kwargs(trigger, kwargs)
         facts = dict(metadata or {})
         if exc is not None:
             facts['exception'] = exception_facts(exc)

@@ -306,6 +306,23 @@ def test_a_replay_with_what_cannot_be_stored_fails_the_instance(app: Any) -> Non
         assert failed.metadata['exception']['type'] == 'InvalidFiring'
 
 
+def test_a_replay_may_replace_the_kwargs_of_an_outcome(app: Any) -> None:
+    """Nobody may fire one, but a task after a failure may be run again with other facts."""
+
+    @app.trigger_task(after=['a'])
+    def breaks(context: Any) -> None:
+        raise ValueError('broken')
+
+    @app.trigger_task(after=['t_breaks:failed'], bind=True)
+    def mends(self: Any, context: Any) -> Any:
+        if 'type' in context['t_breaks:failed']:
+            raise self.replay({'t_breaks:failed': {'by': 'hand'}})
+        return context['t_breaks:failed']
+
+    app.triggers.fire('x', 'a')
+    assert app.triggers.session('x').storage['t_mends#1'].result == {'by': 'hand'}
+
+
 def test_what_a_context_fires_is_checked_as_by_fire(app: Any) -> None:
     caught: list[Exception] = []
 
