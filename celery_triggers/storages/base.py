@@ -8,15 +8,16 @@ from __future__ import annotations
 import secrets
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.names import check_uid
 from celery_triggers.engine.session import Plan, Session
 from celery_triggers.engine.step import Step
 from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable, TriggersError
+from celery_triggers.forks import ForkLock
 from celery_triggers.settings import Settings
 from celery_triggers.storages.codec import codec_for
 from celery_triggers.storages.records import Commit, Request, Row, Slice, Write
@@ -24,7 +25,9 @@ from celery_triggers.storages.translation import to_commit, to_request, to_sessi
 from celery_triggers.storages.view import SessionView
 from celery_triggers.wiring import Application, current_application
 
-__all__ = ['Question', 'Snapshot', 'StorageBackend']
+__all__ = ['Question', 'Shared', 'Snapshot', 'StorageBackend']
+
+T = TypeVar('T')
 
 _CONFIGURATIONS: OrderedDict[str, Configuration] = OrderedDict()
 _MOST_CONFIGURATIONS = 1000
@@ -43,6 +46,33 @@ def public_url(url: str) -> str:
     scheme, colon, rest = url.partition('://')
     host, slash, path = rest.partition('/')
     return f'{scheme}{colon}{host.rpartition("@")[2]}{slash}{path}'
+
+
+class Shared(Generic[T]):
+    """What the storages at one place share in this process, a client say.
+
+    Args:
+        make: Makes one, given what names the place and the options of the medium.
+    """
+
+    def __init__(self, make: Callable[..., T]):
+        self._make = make
+        self._made: dict[tuple[Any, ...], T] = {}
+        self._lock = ForkLock()
+
+    def get(self, *place: str, options: Mapping[str, Any]) -> T:
+        """Return the one of a place, made when it is first asked for."""
+        key = (*place, *sorted((name, repr(value)) for name, value in options.items()))
+        found = self._made.get(key)
+        if found is None:
+            with self._lock:
+                found = self._made.get(key)
+                if found is None:
+                    found = self._made[key] = self._make(*place, options)
+        return found
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(list(self._made.values()))
 
 
 @dataclass(slots=True)

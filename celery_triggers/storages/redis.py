@@ -26,10 +26,10 @@ from redis.retry import Retry
 
 from celery_triggers.engine.names import instance_name, split_instance_name
 from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
-from celery_triggers.forks import ForkGate, ForkLock
+from celery_triggers.forks import ForkGate
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
-from celery_triggers.storages.base import Question, StorageBackend, public_url
+from celery_triggers.storages.base import Question, Shared, StorageBackend, public_url
 from celery_triggers.storages.records import (
     STATE_COLUMNS,
     Commit,
@@ -61,30 +61,9 @@ Call = tuple[str, Sequence[str], Sequence[str]]
 
 _json = json.JSONEncoder(separators=(',', ':'), ensure_ascii=False).encode
 
-_clients: dict[tuple[Any, ...], redis.Redis] = {}
-_clients_lock = ForkLock()
-
 #: A fork waits a little for the calls of other threads, which may hold a lock of redis-py,
 #: or of an import that it makes when it first connects.
 _gate = ForkGate(patience=1.0)
-
-
-def _renew_pools() -> None:
-    """Give each client a new pool in a forked child.
-
-    redis-py notices the fork too, but then waits for a lock of its pool, which a thread
-    of the parent may have held.
-    """
-    for client in _clients.values():
-        old = client.connection_pool
-        client.connection_pool = type(old)(
-            connection_class=old.connection_class,
-            max_connections=old.max_connections,
-            **old.connection_kwargs,
-        )
-
-
-os.register_at_fork(after_in_child=_renew_pools)
 
 
 def _read_script(name: str) -> tuple[str, str]:
@@ -96,18 +75,6 @@ def _read_script(name: str) -> tuple[str, str]:
 #: The scripts by name, each with its SHA1 digest. They are read when the module is imported,
 #: since reading them imports others, in the middle of which a child could be forked.
 _SCRIPTS = {name: _read_script(name) for name in ('read', 'commit', 'write')}
-
-
-def client_for(url: str, options: dict[str, Any]) -> redis.Redis:
-    """Return this process's client for a URL; its connections are pooled."""
-    key = (url, *sorted((name, repr(value)) for name, value in options.items()))
-    client = _clients.get(key)
-    if client is None:
-        with _clients_lock:
-            client = _clients.get(key)
-            if client is None:
-                client = _clients[key] = _new_client(url, options)
-    return client
 
 
 def _new_client(url: str, options: dict[str, Any]) -> redis.Redis:
@@ -128,6 +95,28 @@ def _new_client(url: str, options: dict[str, Any]) -> redis.Redis:
     return client
 
 
+#: This process's clients; the connections of each are pooled.
+_clients: Shared[redis.Redis] = Shared(_new_client)
+
+
+def _renew_pools() -> None:
+    """Give each client a new pool in a forked child.
+
+    redis-py notices the fork too, but then waits for a lock of its pool, which a thread
+    of the parent may have held.
+    """
+    for client in _clients:
+        old = client.connection_pool
+        client.connection_pool = type(old)(
+            connection_class=old.connection_class,
+            max_connections=old.max_connections,
+            **old.connection_kwargs,
+        )
+
+
+os.register_at_fork(after_in_child=_renew_pools)
+
+
 @storage_backends.register('redis')
 class RedisStorageBackend(StorageBackend):
     """Keeps a session in Redis (or Valkey), 6.2 or later."""
@@ -137,7 +126,7 @@ class RedisStorageBackend(StorageBackend):
 
     def _open(self) -> None:
         assert self.url is not None
-        self._client = client_for(self.url, self.options)
+        self._client = _clients.get(self.url, options=self.options)
         base = _base(self.settings.key_prefix, self.uid)
         self._base = base
         self._keys = (f'{base}:s:{self.uid}', f'{base}:w:{self.uid}')
@@ -184,7 +173,7 @@ class RedisStorageBackend(StorageBackend):
     @classmethod
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
         url = url or cls.default_url
-        client = client_for(url, settings.storage_options)
+        client = _clients.get(url, options=settings.storage_options)
         space, literal = (_literal(text) for text in (settings.key_prefix, prefix))
         # A uid may look like the keys around it, which the pattern alone cannot tell.
         own = re.compile(re.escape(settings.key_prefix) + r':\{\d+\}:s:(.+)', re.DOTALL)

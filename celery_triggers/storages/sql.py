@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery_triggers.exceptions import MissingExtra, StorageNotConfigured, StorageUnavailable
-from celery_triggers.forks import ForkGate, ForkLock
+from celery_triggers.forks import ForkGate
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
-from celery_triggers.storages.base import StorageBackend
+from celery_triggers.storages.base import Shared, StorageBackend
 from celery_triggers.storages.records import (
     STATE_COLUMNS,
     Commit,
@@ -140,19 +140,7 @@ def _on_begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql('BEGIN IMMEDIATE' if write else 'BEGIN')
 
 
-_databases: dict[tuple[Any, ...], _Database] = {}
-_databases_lock = ForkLock()
-
-
-def _database_for(url: str, prefix: str, options: dict[str, Any]) -> _Database:
-    key = (url, prefix, *sorted((name, repr(value)) for name, value in options.items()))
-    database = _databases.get(key)
-    if database is None:
-        with _databases_lock:
-            if key not in _databases:
-                _databases[key] = _Database(url, prefix, options)
-            database = _databases[key]
-    return database
+_databases: Shared[_Database] = Shared(_Database)
 
 
 @storage_backends.register('sql')
@@ -164,7 +152,9 @@ class SQLStorageBackend(StorageBackend):
 
     def _open(self) -> None:
         assert self.url is not None
-        self._database = _database_for(self.url, self.settings.key_prefix, self.options)
+        self._database = _databases.get(
+            self.url, self.settings.key_prefix, options=self.options
+        )
         self._statements = self._database.statements
         self._sid = _hash(self.uid)
 
@@ -222,8 +212,8 @@ class SQLStorageBackend(StorageBackend):
 
     @classmethod
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
-        database = _database_for(
-            url or cls.default_url, settings.key_prefix, settings.storage_options
+        database = _databases.get(
+            url or cls.default_url, settings.key_prefix, options=settings.storage_options
         )
         with database.transaction(write=False) as connection:
             found = connection.scalars(database.statements.uids).all()
