@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -29,10 +29,15 @@ from celery_triggers.exceptions import (
 from celery_triggers.firing import ReadyFiring, fire_all
 from celery_triggers.forks import ForkLock
 from celery_triggers.manager import Firing, Release, TriggerManager
+from celery_triggers.outcomes import StoredOutcomes
+from celery_triggers.overdue import MOST_AT_ONCE, Sweep, SweepReport
 from celery_triggers.registry import storage_backends, trigger_managers
 from celery_triggers.replacement import replacement_failed_in
 from celery_triggers.settings import Settings
 from celery_triggers.storages.base import StorageBackend, public_url
+from celery_triggers.sweeper import SweeperStep
+from celery_triggers.task import TriggerTask
+from celery_triggers.wiring import StoredOutcome
 from celery_triggers.workflow import Workflow, Workflows
 
 __all__ = ['Celery', 'Triggers', 'current_triggers', 'shared_trigger_task', 'triggers_of']
@@ -50,6 +55,7 @@ class Triggers:
         self.settings = Settings(self._setting, self._state_of_settings)
         self.workflows = Workflows()
         self._dispatcher = Dispatcher(app, self.settings)
+        self._outcomes = StoredOutcomes(app)
         self._knows_tasks = False
         self._loading = threading.local()
         signals.connect()
@@ -169,6 +175,25 @@ class Triggers:
         key, url = self.settings.frozen().storage_location()
         found: Iterator[str] = storage_backends.get_class(key).uids(url, self.settings, prefix)
         return found
+
+    def sweep(self, limit: int = MOST_AT_ONCE) -> SweepReport:
+        """See to what is overdue: once, here and now.
+
+        Workers do so by themselves. Many may sweep at the same time: they share the work.
+
+        Args:
+            limit: About how many due dates to take at most; the report says whether more
+                is due.
+
+        Raises:
+            StorageUnavailable: The storage did not say what is due.
+        """
+        return self.new_sweep().run(limit)
+
+    def new_sweep(self) -> Sweep:
+        """Return a pass over what is overdue, which is still to be made."""
+        key, url = self.settings.frozen().storage_location()
+        return Sweep(self, storage_backends.get_class(key), url)
 
     def delete(self, uid: str) -> bool:
         """Cancel a session and remove it; tell whether there was one."""
@@ -308,9 +333,18 @@ class Triggers:
         self._dispatcher.runner(settings.runner)
         _ = self.storage('celery_triggers').exists
 
-    def dispatch(self, release: Release) -> None:
-        """Hand a released instance to its task runner."""
-        self._dispatcher.dispatch(release)
+    def dispatch(self, releases: Sequence[Release]) -> int:
+        """Hand released instances to their task runners; return how many were taken."""
+        return self._dispatcher.dispatch(releases)
+
+    def makes_claims(self, task_name: str) -> bool | None:
+        """Tell whether deliveries of a task claim; ``None``: it is not registered here."""
+        task = self.app.tasks.get(task_name)
+        return None if task is None else isinstance(task, TriggerTask)
+
+    def stored_outcome(self, task_id: str) -> StoredOutcome | None:
+        """Return how a task ended, if the result backend knows that it has."""
+        return self._outcomes.of(task_id)
 
 
 @contextmanager
@@ -345,6 +379,8 @@ def current_triggers() -> Triggers:
 def wake_in_worker(app: Any) -> None:
     """Attach to a worker's application if it has a storage or a trigger task.
 
+    Its worker then sweeps and renews leases.
+
     An application that has neither stays as it would be without this package.
 
     Raises:
@@ -356,6 +392,7 @@ def wake_in_worker(app: Any) -> None:
         getattr(task, 'takes_context', False) for task in app.tasks.values()
     ):
         return
+    app.steps['worker'].add(SweeperStep)
     try:
         triggers_of(app).warm_up()
     except StorageUnavailable as exc:

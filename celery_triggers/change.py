@@ -207,7 +207,10 @@ class Change(Generic[T]):
     def _step(self, snapshot: Snapshot) -> Step:
         session = snapshot.session
         finalizing = self.finalizing(session.head.manager or self.manager)
-        step = Step(session, snapshot.now, new_task_id, finalizing=finalizing)
+        step = Step(
+            session, snapshot.now, new_task_id, finalizing=finalizing,
+            limits=self.storage.settings.limits,
+        )
         if not snapshot.exists:
             session.head.incarnation = secrets.token_hex(8)
             session.head.manager = self.manager

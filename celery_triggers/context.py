@@ -12,6 +12,7 @@ from celery.utils.log import get_task_logger
 
 from celery_triggers.engine.names import check_trigger
 from celery_triggers.exceptions import TriggersError, get_context, with_context
+from celery_triggers.firing import Run
 from celery_triggers.manager import Firing, TriggerManager
 from celery_triggers.storages.view import TaskInstance
 
@@ -28,8 +29,7 @@ class TaskContext:
         instance_name: The instance that runs: ``t_ship#0``.
         trigger_kwargs: ``{trigger: kwargs}``; ``None`` reads them when they are needed.
         logger_name: The task's logger.
-        run: Identifies this run, ``(task id, attempt)``; event ids are made of it.
-        incarnation: That of the session which released the instance.
+        run: This run; event ids are made of it.
     """
 
     def __init__(
@@ -39,8 +39,7 @@ class TaskContext:
         trigger_kwargs: Mapping[str, Mapping[str, Any]] | None,
         *,
         logger_name: str = 'celery_triggers.task',
-        run: tuple[str, int] = ('', 0),
-        incarnation: str | None = None,
+        run: Run | None = None,
     ):
         self.manager = manager
         self.instance_name = instance_name
@@ -48,7 +47,6 @@ class TaskContext:
         self._trigger_kwargs = trigger_kwargs
         self._logger_name = logger_name
         self._run = run
-        self._incarnation = incarnation
         self._fired: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -99,17 +97,16 @@ class TaskContext:
         fired so: a run that is repeated after a crash does not fire again.
 
         Raises:
-            InvalidFiring: As by :meth:`.TriggerManager.fire`; or the session was deleted.
+            InvalidFiring: As by :meth:`.TriggerManager.fire`.
+            ClaimLost: This run was taken for lost, and its instance is in other hands.
         """
         trigger = check_trigger(self.uid, trigger_name)
         kwargs = self.manager.checked_kwargs(trigger, trigger_kwargs)
         digest = self.manager.storage.codec.digest(trigger, kwargs)
         count = self._fired[digest] = self._fired.get(digest, 0) + 1
-        task_id, attempt = self._run
-        event_id = f'{task_id}:{attempt}:{digest}:{count}' if task_id else None
-        return self.manager.ready(
-            trigger, kwargs, event_id=event_id, incarnation=self._incarnation
-        ).make()
+        run = self._run
+        event_id = f'{run.task_id}:{run.attempt}:{digest}:{count}' if run is not None else None
+        return self.manager.ready(trigger, kwargs, event_id=event_id, run=run).make()
 
     def firings(self, trigger: str) -> list[dict[str, Any]]:
         """Return the kwargs of each firing of a trigger that the history holds, in order."""

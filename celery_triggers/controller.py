@@ -6,7 +6,7 @@ The operations themselves are :class:`celery_triggers.manager.TriggerManager`'s.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -16,7 +16,7 @@ from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import Status
-from celery_triggers.exceptions import TriggersError
+from celery_triggers.exceptions import StorageUnavailable, TriggersError
 from celery_triggers.registry import trigger_managers
 from celery_triggers.storages.base import StorageBackend
 from celery_triggers.storages.view import TaskInstance
@@ -35,12 +35,16 @@ class Release:
     Attributes:
         config: The trigger task's configuration at the release.
         header: What travels with the message, see :meth:`Controller.header`.
+        lineage: Options of ``apply_async`` that say which task led to it.
+        delay: In how many milliseconds it may run.
     """
 
     manager: Controller
     instance: TaskInstance
     config: TaskConfig
     header: dict[str, Any] = field(default_factory=dict)
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    delay: int = 0
 
 
 class Controller:
@@ -158,17 +162,16 @@ class Controller:
         manager = self._serving(outcome.manager)
         step = outcome.step
         if step is None:
-            for name in outcome.record.released:
-                manager.dispatch(manager.storage[name])
+            manager._dispatch_released(outcome.record.released)
             return
-        errors: list[Exception] = []
-        for name in step.released:
-            instance = self.storage.wrap(step.session, step.touched[name])
+        error: Exception | None = None
+        if step.to_send:
+            sent = [self.storage.wrap(step.session, step.touched[name]) for name in step.to_send]
             try:
-                manager.dispatch(instance, step.session.head.incarnation)
+                manager.dispatch(sent, step.session.head.incarnation, step.now)
             except Exception as exc:  # noqa: BLE001
-                # Only what an eager task raised comes here; its siblings run first.
-                errors.append(exc)
+                # Only what an eager task raised comes here; the hooks are called all the same.
+                error = exc
         for firing in step.records:
             scheduled = [
                 self.storage.wrap(step.session, step.touched[name]) for name in firing.released
@@ -180,17 +183,47 @@ class Controller:
         for name, cascade in step.skipped:
             instance = self.storage.wrap(step.session, step.touched[name])
             self._hook('_post_skip', instance, cascade, manager=outcome.manager)
-        if errors:
-            raise errors[0]
+        if error is not None:
+            raise error
 
-    def dispatch(self, instance: TaskInstance, incarnation: str | None = None) -> None:
-        """Hand a scheduled instance to its task runner."""
-        if instance.config is None or instance.status is not Status.SCHEDULED:
+    def _dispatch_released(self, names: Sequence[str]) -> None:
+        """Dispatch what a commit released whose answer was lost; only names are left of it."""
+        try:
+            found = self.storage.read(Plan(instances=frozenset(names)))
+        except StorageUnavailable as exc:
+            # What was fired is committed, and each of them has a due date.
+            logger.warning('%s of session %r are sent later: %s', names, self.uid, exc)
             return
-        if incarnation is None:
-            incarnation = self.storage.read(Plan()).session.head.incarnation
-        header = self.header(instance, incarnation)
-        self.storage.application.dispatch(Release(self, instance, instance.config, header))
+        session = found.session
+        wrapped = [
+            self.storage.wrap(session, session.instances[name])
+            for name in names
+            if name in session.instances
+        ]
+        # Those that have to wait are left to their due dates.
+        ready = [instance for instance in wrapped if instance.record.eta <= found.now]
+        self.dispatch(ready, session.head.incarnation, found.now)
+
+    def dispatch(
+        self, instances: Sequence[TaskInstance], incarnation: str, now: int
+    ) -> int:
+        """Hand instances to their task runners, those of them that are scheduled.
+
+        Args:
+            now: The storage's time, in milliseconds.
+
+        Returns:
+            How many were taken; the others are sent when their due dates come.
+        """
+        releases = [
+            Release(
+                self, instance, instance.config, self.header(instance, incarnation),
+                delay=max(0, instance.record.eta - now),
+            )
+            for instance in instances
+            if instance.config is not None and instance.status is Status.SCHEDULED
+        ]
+        return self.storage.application.dispatch(releases) if releases else 0
 
     def header(self, instance: TaskInstance, incarnation: str) -> dict[str, Any]:
         """Return what travels in a released message's header ``triggers``.

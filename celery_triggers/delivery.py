@@ -19,11 +19,12 @@ from kombu.exceptions import EncodeError
 from celery_triggers.change import Change, Outcome
 from celery_triggers.controller import Controller
 from celery_triggers.engine import plans
-from celery_triggers.engine.instances import Instance
+from celery_triggers.engine.instances import FAIL, Instance
+from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step, cascade_kwargs
 from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import InvalidTransition, StorageUnavailable, get_context
-from celery_triggers.storages.records import StorageTime, Write
+from celery_triggers.storages.records import Row, StorageTime, Write
 
 __all__ = ['Delivery', 'exception_facts']
 
@@ -32,6 +33,12 @@ logger = logging.getLogger(__name__)
 #: Pauses between attempts at a report while the storage is down (seconds).
 FIRST_PAUSE = 0.25
 MOST_PAUSE = 5.0
+
+#: For how many seconds a delivery waits that comes before its time: clocks differ.
+EARLY_PATIENCE = 2.0
+
+#: Which part of a lease may have passed since a claim that is still relied on.
+SURE_OF_LEASE = 0.5
 
 #: The keys of a header; one that lacks any is not this package's.
 HEADER_KEYS = frozenset(
@@ -55,6 +62,11 @@ def exception_facts(
     }
 
 
+def lost_worker(message: str) -> dict[str, Any]:
+    """Return what is kept of the loss of a worker, in the shape of an exception."""
+    return {'type': 'WorkerLostError', 'message': message, 'traceback': '', 'context': {}}
+
+
 @dataclass(slots=True)
 class Delivery:
     """One delivery of a released message.
@@ -63,6 +75,9 @@ class Delivery:
         manager: Of the session that the header names.
         header: The message's header, see :meth:`Controller.header`.
         token: This delivery's own, ``''`` for a task that makes no claim.
+        loss: What becomes of the instance if the worker is lost that runs it.
+        claimed: Whether it is known to have claimed. What reports on it otherwise, such as
+            the worker's parent, may also act on an instance that nobody has claimed.
         patience: For how many seconds a report is repeated that meets no storage.
         unmoved_by: Exceptions that may strike at any time and must not stop a report: the
             code has ended, and its soft time limit means nothing any more.
@@ -71,12 +86,23 @@ class Delivery:
     manager: Controller
     header: Mapping[str, Any]
     token: str = ''
+    loss: str = FAIL
+    claimed: bool = False
     patience: float = 0.0
     unmoved_by: tuple[type[Exception], ...] = ()
+    _claimed_at: float = 0.0
 
     @property
     def name(self) -> str:
         return str(self.header['instance'])
+
+    @property
+    def _expected(self) -> dict[str, Any]:
+        return {'attempt': self.header['attempt'], 'task_id': self.header['task_id']}
+
+    @property
+    def _lease(self) -> int:
+        return int(float(self.manager.storage.settings.lease) * 1000)
 
     def claim(self) -> bool:
         """Take the right to run the attempt; tell whether this delivery has it.
@@ -86,24 +112,15 @@ class Delivery:
         Raises:
             StorageUnavailable: The storage did not answer.
         """
-        lease = int(float(self.manager.storage.settings.lease) * 1000)
-        expected = {'attempt': self.header['attempt'], 'task_id': self.header['task_id']}
-        granted, row = self.manager.storage.write(
-            Write(
-                self.name,
-                str(self.header['incarnation']),
-                guards=[
-                    {**expected, 'status': Status.SCHEDULED.value},
-                    {**expected, 'status': Status.RUNNING.value, 'token': self.token},
-                ],
-                changes={
-                    'status': Status.RUNNING.value,
-                    'token': self.token,
-                    'lease': StorageTime(lease),
-                    'claimed': StorageTime(),
-                },
-            )
-        )
+        while True:
+            before = uptime()
+            granted, row = self.manager.storage.write(self._claim_write())
+            if granted or row is None or not self._is_early(row):
+                break
+            if not self._wait_for(row):
+                return False
+        self._claimed_at = before
+        self.claimed = granted
         if row is None:
             storage = self.manager.storage
             logger.warning(
@@ -118,6 +135,84 @@ class Delivery:
                 f'the instance is {row.status}, attempt {row.attempt}'
             )
         return granted
+
+    def _claim_write(self) -> Write:
+        scheduled, running = Status.SCHEDULED.value, Status.RUNNING.value
+        return Write(
+            self.name,
+            str(self.header['incarnation']),
+            guards=[
+                {**self._expected, 'status': scheduled, 'eta': StorageTime()},
+                {**self._expected, 'status': running, 'token': self.token},
+            ],
+            changes={
+                'status': running,
+                'token': self.token,
+                'lease': StorageTime(self._lease),
+                'claimed': StorageTime(),
+                'loss': self.loss,
+                'spared': 0,
+            },
+            due=StorageTime(self._lease),
+        )
+
+    def _is_early(self, row: Row) -> bool:
+        expected = {**self._expected, 'status': Status.SCHEDULED.value}
+        return all(getattr(row, column) == value for column, value in expected.items())
+
+    def _wait_for(self, row: Row) -> bool:
+        """Wait until the attempt may run; leave it to its due date if that takes long."""
+        left = (row.eta - self.manager.storage.read(Plan()).now) / 1000
+        if left <= EARLY_PATIENCE:
+            # This host's clock is a little ahead of the storage's.
+            time.sleep(max(left, 0.001))
+            return True
+        self._ignore(f'comes {left:.0f} seconds too early; it is sent again when it is time')
+        self.manager.storage.write(
+            Write(
+                self.name,
+                str(self.header['incarnation']),
+                guards=[{**self._expected, 'status': Status.SCHEDULED.value}],
+                changes={},
+                due=row.eta,
+            )
+        )
+        return False
+
+    def still_mine(self) -> bool:
+        """Tell whether the claim holds; asked just before the code starts.
+
+        The process may have been stopped since it claimed. Then it claims once more, which
+        fails if the instance was given to somebody else.
+
+        Raises:
+            StorageUnavailable: The storage did not answer.
+        """
+        if (uptime() - self._claimed_at) * 1000 < self._lease * SURE_OF_LEASE:
+            return True
+        return self.claim()
+
+    def beat_write(self) -> Write:
+        """Return what a heartbeat writes: the worker that holds this delivery lives.
+
+        What runs gets a new lease. What waits in the worker's memory is not sent again for
+        as long.
+        """
+        lease = StorageTime(self._lease)
+        return Write(
+            self.name,
+            str(self.header['incarnation']),
+            guards=[
+                {**self._expected, 'status': Status.RUNNING.value, 'token': self.token},
+                {
+                    **self._expected,
+                    'status': Status.SCHEDULED.value,
+                    'eta': StorageTime(self._lease),
+                },
+            ],
+            changes={'lease': lease, 'spared': 0},
+            due=lease,
+        )
 
     def finish(self, result: Any, log_level: int = 0) -> bool:
         """End the instance with success; tell whether that counted."""
@@ -147,21 +242,53 @@ class Delivery:
 
         return self._report(f'failure ({reason})', decide, log_level)
 
+    def lose(self, message: str) -> bool:
+        """Take the instance back from a worker that is gone; tell whether that counted.
+
+        An attempt that had not been claimed is sent again, since its code has not started.
+        """
+        facts = lost_worker(message)
+
+        def decide(step: Step, instance: Instance) -> None:
+            if instance.status is Status.SCHEDULED:
+                step.resend(instance)
+            else:
+                step.lose(instance, facts)
+
+        return self._report('loss', decide)
+
     def revoke(self, reason: str) -> bool:
         """End the instance as revoked; tell whether that counted."""
         return self._report('revocation', lambda step, instance: step.revoke(instance, reason))
 
-    def retry(self, countdown: float, log_level: int = 0) -> bool:
-        """Give the instance another attempt; tell whether it may be sent."""
+    def retry(
+        self,
+        countdown: float,
+        message: Mapping[str, Any] | None = None,
+        log_level: int = 0,
+        *,
+        send: bool = True,
+    ) -> bool:
+        """Give the instance another attempt; tell whether that counted.
+
+        Args:
+            countdown: Seconds before which it must not run.
+            message: ``{"args", "kwargs", "options"}`` of its message.
+            send: Whether it is to be sent; else whoever retries it runs it.
+        """
 
         def decide(step: Step, instance: Instance) -> None:
-            step.retry(instance, _due(step, countdown))
+            step.retry(instance, _eta(step, countdown), message, send=send)
 
         return self._report('retry', decide, log_level)
 
-    def requeue(self) -> bool:
-        """Give the attempt back, to be claimed by another delivery."""
-        return self._report('requeue', lambda step, instance: step.requeue(instance))
+    def requeue(self, *, send: bool = False) -> bool:
+        """Give the attempt back, to be claimed by another delivery.
+
+        Args:
+            send: Whether the message is gone and has to be sent again.
+        """
+        return self._report('requeue', lambda step, instance: step.requeue(instance, send=send))
 
     def skip(self, metadata: Mapping[str, Any] | None, log_level: int = 0) -> bool:
         """End the instance as skipped, at its code's wish."""
@@ -187,8 +314,8 @@ class Delivery:
             return self.fail('cannot be replayed', exception_facts(exc), log_level)
 
         def decide(step: Step, instance: Instance) -> None:
-            due = _due(step, countdown)
-            step.replay(instance, replacement_kwargs=kwargs, metadata=facts, due=due)
+            eta = _eta(step, countdown)
+            step.replay(instance, replacement_kwargs=kwargs, metadata=facts, eta=eta)
 
         return self._report('replay', decide, log_level)
 
@@ -264,13 +391,19 @@ class Delivery:
         ):
             self._ignore(f'{what} ignored: the instance is gone')
             return None
-        if instance.status is Status.RUNNING and needs_token and instance.token != self.token:
-            self._ignore(f'{what} ignored: another delivery runs the instance')
-            return None
-        if instance.status is Status.SCHEDULED and instance.attempt != self.header['attempt']:
-            self._ignore(f'{what} ignored: it is of attempt {self.header["attempt"]}')
+        if needs_token and self._is_stale(instance):
+            self._ignore(f'{what} ignored: this delivery no longer has the instance')
             return None
         return instance
+
+    def _is_stale(self, instance: Instance) -> bool:
+        """Tell whether the instance is in other hands than this delivery's."""
+        if instance.status is Status.RUNNING:
+            return instance.token != self.token
+        if instance.status is not Status.SCHEDULED:
+            return False
+        given_up = self.claimed or (self.token and self.token in instance.lost)
+        return bool(given_up) or instance.attempt != self.header['attempt']
 
     def _storable(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return facts for people; what cannot be serialized is kept as its repr."""
@@ -287,9 +420,15 @@ class Delivery:
         logger.info('%s of session %r: %s', self.name, self.header['uid'], message)
 
 
-def _due(step: Step, countdown: float) -> int:
+def _eta(step: Step, countdown: float) -> int:
     """Return the storage's time in so many seconds; 0: at once."""
     return step.now + int(countdown * 1000) if countdown > 0 else 0
+
+
+def uptime() -> float:
+    """Return seconds that go on also while the process, or the whole machine, is stopped."""
+    clock = getattr(time, 'CLOCK_BOOTTIME', None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 def is_header(value: Any) -> bool:

@@ -6,7 +6,9 @@ The tree::
     ├── InvalidConfiguration (ValueError)   a configuration was refused; nothing changed
     ├── InvalidFiring (ValueError)          a firing was refused; nothing changed
     │   ├── EventConflict                   its event id was used for something else
-    │   └── UnheardTrigger                  nobody listens, and triggers_unheard = 'raise'
+    │   ├── UnheardTrigger                  nobody listens, and triggers_unheard = 'raise'
+    │   ├── ClaimLost                       the run that fires it is no longer the instance's
+    │   └── CascadeLimitExceeded            a loop went round for too long
     ├── InvalidTransition (ValueError)      an instance cannot go from its status to that one
     ├── UnknownInstance (KeyError)          the session has no instance of that name
     ├── UnknownKey (KeyError)               a registry has no class under that key
@@ -24,6 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 __all__ = [
+    'CascadeLimitExceeded',
+    'ClaimLost',
     'EventConflict',
     'InvalidConfiguration',
     'InvalidFiring',
@@ -101,6 +105,33 @@ class EventConflict(InvalidFiring):
 
 class UnheardTrigger(InvalidFiring):
     """No trigger task listens to this trigger, and ``triggers_unheard`` is ``'raise'``."""
+
+
+class ClaimLost(InvalidFiring):
+    """A run fires something whose instance is in other hands by now, or is gone.
+
+    The worker was taken for lost and the instance run again, failed or replayed; or the
+    session was deleted. Repeating the call does not help: the run had better end.
+
+    Attributes:
+        instance: The instance's name.
+    """
+
+    def __init__(self, message: str, *, uid: str, trigger: str, instance: str):
+        super().__init__(message, uid=uid, trigger=trigger)
+        self.instance = instance
+
+
+class CascadeLimitExceeded(InvalidFiring):
+    """Cascades led to each other more often in a row than ``triggers_max_cascade`` allows.
+
+    Attributes:
+        limit: The setting's value.
+    """
+
+    def __init__(self, message: str, *, uid: str, trigger: str, limit: int):
+        super().__init__(message, uid=uid, trigger=trigger)
+        self.limit = limit
 
 
 class InvalidTransition(TriggersError, ValueError):

@@ -14,7 +14,7 @@ from celery_triggers.controller import Controller
 from celery_triggers.exceptions import TriggersError
 from celery_triggers.storages.view import moment
 
-__all__ = ['Firing', 'ReadyFiring', 'fire_all']
+__all__ = ['Firing', 'ReadyFiring', 'Run', 'fire_all']
 
 #: How many firings share round trips at most: a bound for what one request holds.
 MOST_AT_ONCE = 200
@@ -46,6 +46,22 @@ class Firing:
     duplicate: bool = False
     pending: bool = False
     due: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The run of an instance that fires something.
+
+    Attributes:
+        incarnation: That of the session which released the instance.
+        token: The claim under which it runs, ``''`` for a task that makes none.
+    """
+
+    instance: str
+    task_id: str
+    attempt: int
+    incarnation: str
+    token: str = ''
 
 
 @dataclass(slots=True)

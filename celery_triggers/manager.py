@@ -13,13 +13,16 @@ from celery_triggers.engine.configuration import Configuration, TaskConfig
 from celery_triggers.engine.explain import Explanation, explain
 from celery_triggers.engine.names import SESSION_FINALIZED, check_trigger, plain, problem_with
 from celery_triggers.engine.step import Step
+from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import (
+    CascadeLimitExceeded,
+    ClaimLost,
     InvalidConfiguration,
     InvalidFiring,
     UnheardTrigger,
     UnknownKey,
 )
-from celery_triggers.firing import Firing, ReadyFiring
+from celery_triggers.firing import Firing, ReadyFiring, Run
 from celery_triggers.operations import Operations
 from celery_triggers.registry import task_runners, trigger_managers
 from celery_triggers.storages.view import TaskInstance
@@ -75,13 +78,12 @@ class TriggerManager(Operations):
         trigger_kwargs: Mapping[str, Any] | None = None,
         *,
         event_id: str | None = None,
-        incarnation: str | None = None,
+        run: Run | None = None,
     ) -> ReadyFiring:
         """Check a firing, with the arguments of :meth:`fire`, and change nothing yet.
 
         Args:
-            incarnation: That of the session which alone is meant; one that was deleted
-                and begun again has another.
+            run: The run that fires it, which must still have its claim then.
         """
         trigger = check_trigger(self.uid, trigger_name)
         kwargs = self.checked_kwargs(trigger, trigger_kwargs)
@@ -89,11 +91,7 @@ class TriggerManager(Operations):
         self._check_runner()
 
         def decide(step: Step) -> None:
-            if incarnation is not None and incarnation != step.session.head.incarnation:
-                raise InvalidFiring(
-                    f'session {self.uid!r} was deleted while a task of it ran, so that '
-                    f'{trigger!r} has nowhere to go', uid=self.uid, trigger=trigger,
-                )
+            depth = 0 if run is None else self._depth_in(step, run, trigger)
             # The session's own manager counts, whichever class this firing came through.
             if trigger == SESSION_FINALIZED and step.finalizing:
                 raise InvalidFiring(
@@ -102,12 +100,41 @@ class TriggerManager(Operations):
                 )
             if not step.session.configuration.listeners(trigger):
                 self._unheard(step.session.configuration, trigger)
-            step.fire(trigger, kwargs, event_id=event_id)
+            step.fire(trigger, kwargs, event_id=event_id, depth=depth)
 
-        change = self.prepare(
-            plans.firing(trigger), decide, event_id=event_id, identity=(trigger, kwargs)
-        )
+        planner = plans.firing(trigger) if run is None else plans.firing_of(run.instance, trigger)
+        change = self.prepare(planner, decide, event_id=event_id, identity=(trigger, kwargs))
         return ReadyFiring(self, trigger, kwargs, change)
+
+    def _depth_in(self, step: Step, run: Run, trigger: str) -> int:
+        """Return how many cascades in a row lead to what a run fires.
+
+        Raises:
+            ClaimLost: The run no longer is what its instance stands for.
+            CascadeLimitExceeded: The run fires its way round a loop.
+        """
+        instance = step.session.instance(run.instance)
+        why = None
+        if step.session.head.incarnation != run.incarnation or instance is None:
+            why = 'its session was deleted'
+        elif instance.task_id != run.task_id or instance.attempt != run.attempt:
+            why = 'its attempt is over'
+        elif run.token and (instance.status, instance.token) != (Status.RUNNING, run.token):
+            why = f'its claim is gone, the instance is {instance.status}'
+        if why is not None:
+            raise ClaimLost(
+                f'{run.instance} of session {self.uid!r} cannot fire {trigger!r} any more: {why}',
+                uid=self.uid, trigger=trigger, instance=run.instance,
+            )
+        assert instance is not None
+        most = step.limits.max_cascade
+        if instance.cascade >= most and step.session.configuration.listeners(trigger):
+            raise CascadeLimitExceeded(
+                f'{run.instance} of session {self.uid!r} fires {trigger!r} after '
+                f'{instance.cascade} cascades in a row, as many as triggers_max_cascade allows',
+                uid=self.uid, trigger=trigger, limit=most,
+            )
+        return instance.cascade + 1
 
     def start(self) -> None:
         """Touch the session, so that it exists with its configuration, and fire nothing."""

@@ -11,7 +11,7 @@ from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 
 from celery_triggers.delivery import is_header
-from celery_triggers.exceptions import TriggersError
+from celery_triggers.parent import hold, submit_loss
 
 __all__ = ['TriggerRequest']
 
@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 class TriggerRequest(Request):
     """A request whose claim token the worker's parent and its child both know.
 
-    So the parent can report the loss of a child for the very claim that the child held.
+    So the parent can renew the lease of the very claim that the child holds, and report
+    the child's loss.
     """
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any):
@@ -29,25 +30,22 @@ class TriggerRequest(Request):
         request: dict[str, Any] = self.request_dict
         header: Any = request.get('triggers')
         if is_header(header):
-            request['triggers_token'] = header.get('claim') or secrets.token_hex(8)
+            token = request['triggers_token'] = header.get('claim') or secrets.token_hex(8)
+            hold(self, token)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """End the claim of a lost child before Celery gives its message back."""
-        header: Any = self.request_dict.get('triggers')
-        task: Any = self.task
-        if (
-            is_header(header)
-            and task.acks_late
-            and task.reject_on_worker_lost
-            and isinstance(_exception(exc_info), WorkerLostError)
-        ):
-            # Here and now, not through the queue: the message may be back in a moment,
-            # and its claim would meet this one.
-            try:
-                task.app.triggers.delivery(header, self.request_dict['triggers_token']).requeue()
-            except TriggersError:
-                logger.exception('the claim of %s outlives its process', header['instance'])
+        """Report a lost child also where Celery sends no signal for it."""
+        if 'triggers_token' in self.request_dict and self._is_loss(_exception(exc_info)):
+            # Through the queue: whether the message comes back or was acknowledged, its
+            # claim is ended and the instance sent again, and one of the two is refused.
+            submit_loss(self.task, self, str(_exception(exc_info)))
         return super().on_failure(exc_info, *args, **kwargs)
+
+    def _is_loss(self, exception: BaseException) -> bool:
+        if isinstance(exception, (SystemExit, KeyboardInterrupt)):
+            # Celery kills the child of a task that is revoked or cancelled.
+            return not (self._already_cancelled or self._already_revoked)  # type: ignore[attr-defined]
+        return isinstance(exception, WorkerLostError)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Report a time limit with the request at hand: Celery sends its signal without."""

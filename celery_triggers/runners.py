@@ -30,6 +30,10 @@ class BaseTaskRunner(ABC):
         app: The Celery application.
     """
 
+    #: Whether somebody else is asked to execute an instance. It is then noted that this was
+    #: done, and done again if nobody has claimed the instance after some time.
+    hands_over: ClassVar[bool] = True
+
     def __init__(self, app: Any):
         self.app = app
 
@@ -69,19 +73,29 @@ class CeleryTaskRunner(BaseTaskRunner):
         if self.app.conf.task_always_eager:
             self._run_eagerly(release)
         else:
-            self._send(release)
+            self.send(release)
 
-    def _send(self, release: Release) -> None:
-        instance, name = release.instance, release.config.run
-        options: dict[str, Any] = {
-            'task_id': instance.task_id,
-            'headers': {'triggers': release.header},
-            'add_to_parent': False,
+    def send(self, release: Release, **options: Any) -> None:
+        """Send the message of an instance.
+
+        Args:
+            options: Further options of ``apply_async``.
+        """
+        record, name = release.instance.record, release.config.run
+        message = record.message
+        stored = dict(message.get('options') or {})
+        headers = {**(stored.pop('headers', None) or {}), 'triggers': release.header}
+        options = {
+            **release.lineage, **stored, **options,
+            'task_id': record.task_id, 'headers': headers, 'add_to_parent': False,
         }
-        if instance.record.due:
-            options['eta'] = moment(instance.record.due)
+        if record.eta:
+            options['eta'] = moment(record.eta)
         task = self.app.tasks.get(name)
         send = task.apply_async if task is not None else partial(self.app.send_task, name)
+        if 'kwargs' in message:
+            send(message['args'], message['kwargs'], **options)
+            return
         kwargs = _arguments(self.app, release)
         try:
             send(kwargs=kwargs, **options)
@@ -150,7 +164,7 @@ def _attempt(release: Release, attempt: Callable[[], object], *, throw: bool) ->
         signature: Any = getattr(exc, 'sig', None)
         if signature is None:
             raise
-        _running(release).retry(0)
+        _running(release).retry(0, send=False)
         retries = signature.options.get('retries', 0)
         return partial(signature.apply, retries=retries, throw=throw)
     return None
@@ -174,6 +188,7 @@ class EagerError(Exception):
 class ThreadingTaskRunner(BaseTaskRunner):
     """Runs each instance in a thread of this process; for tests and scripts."""
 
+    hands_over = False
     _threads: ClassVar[set[threading.Thread]] = set()
     _lock: ClassVar[ForkLock] = ForkLock()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from kombu.serialization import prepare_accept_content, registry  # type: ignore[attr-defined]
 
+from celery_triggers.engine.limits import Limits
 from celery_triggers.exceptions import InvalidSetting, StorageNotConfigured
 
 __all__ = ['DEFAULTS', 'Settings']
@@ -26,6 +27,12 @@ DEFAULTS: dict[str, Any] = {
     'triggers_history_limit': 1000,
     'triggers_unheard': 'warn',
     'triggers_lease': 60,
+    'triggers_dispatch_grace': 30,
+    'triggers_redeliver_after': 3600,
+    'triggers_max_deliveries': 10,
+    'triggers_sweep_interval': 10,
+    'triggers_session_expires': None,
+    'triggers_max_cascade': 1000,
 }
 
 #: Celery's own settings that matter here, with what stands for their absence.
@@ -51,6 +58,10 @@ def _is_number(value: Any, least: float, kinds: Any) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool) and value >= least
 
 
+def _is_seconds(value: Any, least: float) -> bool:
+    return _is_number(value, least, (int, float))
+
+
 class Settings:
     """The settings of one application.
 
@@ -67,6 +78,7 @@ class Settings:
         self._state = state
         self._frozen: tuple[object, Settings] | None = None
         self._location: tuple[str, str | None] | None = None
+        self._limits: Limits | None = None
 
     def frozen(self) -> Settings:
         """Return the settings as they are now, which are then looked up at no cost.
@@ -98,7 +110,13 @@ class Settings:
         wanted: list[tuple[str, bool, str]] = [
             ('unheard', self.unheard in ('warn', 'ignore', 'raise'), "'warn', 'ignore' or 'raise'"),
             ('history_limit', _is_number(self.history_limit, 0, int), 'a whole number from 0 on'),
-            ('lease', _is_number(self.lease, 1, (int, float)), 'seconds, at least 1'),
+            ('lease', _is_seconds(self.lease, 1), 'seconds, at least 1'),
+            ('dispatch_grace', _is_seconds(self.dispatch_grace, 0.1), 'seconds, from 0.1 on'),
+            ('redeliver_after', _is_seconds(self.redeliver_after, 1), 'seconds, at least 1'),
+            ('max_deliveries', _is_number(self.max_deliveries, 1, int), 'a whole number from 1 on'),
+            ('sweep_interval', _is_seconds(self.sweep_interval, 0), 'seconds; 0: none'),
+            ('session_expires', self._may_expire(), 'None or seconds, at least 1'),
+            ('max_cascade', _is_number(self.max_cascade, 1, int), 'a whole number from 1 on'),
             ('key_prefix', isinstance(self.key_prefix, str), 'a string'),
             ('storage_options', isinstance(self.storage_options, Mapping), 'a dictionary'),
             ('serializer', self.serializer in registry._encoders, 'a serializer that kombu knows'),
@@ -109,6 +127,10 @@ class Settings:
         for name, holds, what in wanted:
             if not holds:
                 raise InvalidSetting(f'triggers_{name}', getattr(self, name), what)
+
+    def _may_expire(self) -> bool:
+        expires = self.session_expires
+        return expires is None or _is_seconds(expires, 1)
 
     def _accepts_its_own(self) -> bool:
         encoder = registry._encoders.get(self.serializer)
@@ -127,6 +149,21 @@ class Settings:
     def accept_content(self) -> list[str]:
         """The content types that may be read, Celery's ``accept_content``."""
         return list(self._get('accept_content', ['json']))
+
+    @property
+    def limits(self) -> Limits:
+        """What a decision follows."""
+        if self._limits is not None:
+            return self._limits
+        limits = Limits(
+            dispatch_grace=int(self.dispatch_grace * 1000),
+            max_deliveries=self.max_deliveries,
+            max_cascade=self.max_cascade,
+        )
+        if self._state is None and self._location is not None:
+            # Frozen: they do not change any more.
+            self._limits = limits
+        return limits
 
     def storage_location(self) -> tuple[str, str | None]:
         """Return the registry key of the storage and its URL, if it has one.

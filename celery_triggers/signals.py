@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import weakref
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
@@ -17,18 +16,26 @@ from typing import Any
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import signals, states
 from celery._state import get_current_task
-from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, NotRegistered, Reject
 from celery.utils.serialization import UnpickleableExceptionWrapper
 
 from celery_triggers.delivery import Delivery, exception_facts, is_header
-from celery_triggers.exceptions import TriggersError
-from celery_triggers.reporter import Reporter
+from celery_triggers.engine.step import TIME_LIMIT, WORKER_LOST
+from celery_triggers.parent import (
+    delivery_of,
+    finished_after_all,
+    give_back,
+    reporter,
+    request_of,
+    submit,
+    submit_loss,
+)
 from celery_triggers.task import (
     ClaimRefused,
     Replaced,
     Replayed,
     Skipped,
+    TriggerTask,
     header_of,
 )
 
@@ -36,16 +43,10 @@ __all__ = ['connect']
 
 logger = logging.getLogger(__name__)
 
-reporter = Reporter()
-
-#: Requests with a header that this worker's parent has received, by task id.
-_received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-
 
 def connect() -> None:
     """Connect the handlers; connecting them again changes nothing."""
     for signal, handler in (
-        (signals.task_received, on_received),
         (signals.task_success, on_success),
         (signals.task_failure, on_failure),
         (signals.task_retry, on_retry),
@@ -56,12 +57,6 @@ def connect() -> None:
         (signals.worker_shutdown, on_shutdown),
     ):
         signal.connect(handler, weak=False, dispatch_uid=f'celery_triggers.{handler.__name__}')
-
-
-def on_received(sender: Any = None, request: Any = None, **_: Any) -> None:
-    """Remember a request: later signals of the parent may come without it."""
-    if is_header(request.request_dict.get('triggers')):
-        _received[request.id] = request
 
 
 def _whatever_the_limit(handler: Callable[..., None]) -> Callable[..., None]:
@@ -106,22 +101,35 @@ def on_failure(
             facts = exception_facts(exception, str(einfo.traceback) if einfo else None)
             delivery.fail(_reason(exception), facts, _log_level(sender.request))
         return
+    if isinstance(exception, WorkerLostError) and isinstance(sender, TriggerTask):
+        # Its request has reported that, see TriggerRequest.
+        return
     request = sender.request if sender.request.id == task_id else _context(task_id)
     facts = exception_facts(exception, str(einfo.traceback) if einfo else None)
 
     def report(delivery: Delivery) -> None:
-        if not _finished_after_all(sender, task_id, delivery):
+        if not finished_after_all(sender, task_id, delivery):
             delivery.fail(_reason(exception), facts)
 
     _submit(sender, request, report)
 
 
 def on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: Any) -> None:
-    """Commit an eager retry. In a worker it was committed before it was sent."""
-    if request is not None and getattr(request, 'is_eager', False):
+    """Commit an eager retry. In a worker it was committed before it was sent.
+
+    In the parent it means that a worker which acknowledges early is shut down in the
+    middle of a task: Celery says "retry", and no message is left.
+    """
+    if request is None:
+        return
+    if getattr(request, 'is_eager', False):
         delivery = _delivery(sender, request)
         if delivery is not None:
-            delivery.retry(0)
+            delivery.retry(0, send=False)
+    elif get_current_task() is None and getattr(reason, 'sig', None) is None:
+        held = request_of(request.id)
+        if held is not None:
+            submit_loss(sender, held, 'the worker was shut down while it ran')
 
 
 def on_revoked(
@@ -172,17 +180,25 @@ def on_postrun(
     elif isinstance(retval, Ignore):
         if isinstance(retval, Replayed):
             facts = (retval.replacement_kwargs, retval.metadata, retval.countdown, level)
-            if not delivery.replay(*facts):
-                # Where this delivery still runs it, only a task that the session no longer
-                # has can be in the way; a stale delivery fails nothing either.
-                delivery.fail('cannot be replayed', exception_facts(None), level)
+            # Where this delivery still runs it, only a task that the session no longer
+            # has can be in the way; a stale delivery fails nothing either.
+            counted = delivery.replay(*facts) or delivery.fail(
+                'cannot be replayed', exception_facts(None), level
+            )
         else:
-            delivery.skip(retval.metadata if isinstance(retval, Skipped) else None, level)
-        _store_none(sender, request)
+            metadata = retval.metadata if isinstance(retval, Skipped) else None
+            counted = delivery.skip(metadata, level)
+        if counted:
+            # Not otherwise: the sweep would take the result for the instance's outcome.
+            _store_none(sender, request)
 
 
-def on_shutdown(**_: Any) -> None:
-    """Let the parent's last reports reach the storage."""
+def on_shutdown(sender: Any = None, **_: Any) -> None:
+    """Let the parent's last reports reach the storage, and give back what it did not finish."""
+    step = getattr(sender, 'triggers_step', None)
+    if step is not None:
+        step.end()
+        reporter.submit(lambda: give_back(sender.app))
     if not reporter.flush():
         logger.error('some reports about task instances did not reach the storage in time')
 
@@ -194,10 +210,12 @@ def _delivery(task: Any, request: Any) -> Delivery | None:
     header = header_of(request)
     if header is None:
         return None
-    delivery = _delivery_of(task.app, header, _token(request, header))
-    if delivery is not None and request.is_eager:
-        # There is a caller, who learns of it.
-        delivery.patience = 0.0
+    delivery = delivery_of(task.app, header, _token(request, header))
+    if delivery is not None:
+        delivery.claimed = isinstance(task, TriggerTask)
+        if request.is_eager:
+            # There is a caller, who learns of it.
+            delivery.patience = 0.0
     return delivery
 
 
@@ -206,38 +224,17 @@ def _token(request: Any, header: Mapping[str, Any]) -> str:
     return str(request.get('triggers_token') or header.get('claim') or '')
 
 
-def _delivery_of(app: Any, header: Mapping[str, Any], token: str) -> Delivery | None:
-    try:
-        delivery: Delivery = app.triggers.delivery(header, token)
-    except TriggersError as exc:
-        # A header is data that anybody can send: what it names must be registered here.
-        logger.warning('a message with the header %r is ignored: %s', dict(header), exc)
-        return None
-    # An outcome that no storage takes is lost, so it is offered for as long as the claim holds.
-    delivery.patience = float(app.triggers.settings.lease)
-    delivery.unmoved_by = (SoftTimeLimitExceeded,)
-    return delivery
-
-
 def _submit(task: Any, request: Any, report: Callable[[Delivery], object]) -> None:
     """Report through the queue, for a request of this worker's parent."""
     header = header_of(request)
     if header is None:
         return
-    token = _token(request, header)
-    app = task.app
-
-    def run() -> None:
-        delivery = _delivery_of(app, header, token)
-        if delivery is not None:
-            report(delivery)
-
-    reporter.submit(run)
+    submit(task.app, header, _token(request, header), report)
 
 
 def _context(task_id: str) -> Any:
     """Return the context of a request that the parent has received."""
-    request = _received.get(task_id)
+    request = request_of(task_id)
     return request._context if request is not None else None
 
 
@@ -245,15 +242,8 @@ def _fail_message(consumer: Any, message: Any, reason: str, exc: Any) -> None:
     header: Any = (getattr(message, 'headers', None) or {}).get('triggers')
     if not is_header(header):
         return
-    app = consumer.app
     facts = exception_facts(exc if isinstance(exc, BaseException) else None, '')
-
-    def run() -> None:
-        delivery = _delivery_of(app, header, '')
-        if delivery is not None:
-            delivery.fail(reason, facts)
-
-    reporter.submit(run)
+    submit(consumer.app, header, '', lambda delivery: delivery.fail(reason, facts))
 
 
 def _original(exception: BaseException | None) -> BaseException | None:
@@ -270,35 +260,18 @@ def _original(exception: BaseException | None) -> BaseException | None:
 def _reason(exception: BaseException | None) -> str:
     """Say what kind of failure it was; the words in ``step.LOST`` may be taken back."""
     if isinstance(exception, WorkerLostError):
-        return 'worker lost'
+        return WORKER_LOST
     if isinstance(exception, TimeLimitExceeded):
-        return 'time limit'
+        return TIME_LIMIT
     return 'rejected' if isinstance(exception, Reject) else 'raised'
-
-
-def _finished_after_all(task: Any, task_id: str, delivery: Delivery) -> bool:
-    """Finish an instance whose result was stored before its worker was given up."""
-    if isinstance(task.backend, DisabledBackend):
-        return False
-    try:
-        result = task.AsyncResult(task_id)
-        if result.state != states.SUCCESS:
-            return False
-        return delivery.finish(result.result)
-    except Exception:
-        # No backend, or one that is down: the report itself is all that is known.
-        logger.warning('the result of %s could not be read', task_id, exc_info=True)
-        return False
 
 
 def _reject(task: Any, delivery: Delivery, exc: Any) -> None:
     if not exc.requeue:
         delivery.fail('rejected', exception_facts(exc))
         return
-    delivery.requeue()
-    if not task.acks_late:
-        # The broker has forgotten the message: requeueing it does nothing.
-        delivery.manager.dispatch(delivery.manager.storage[delivery.name])
+    # The broker has forgotten a message that was acknowledged early: requeueing does nothing.
+    delivery.requeue(send=not task.acks_late)
 
 
 def _store_none(task: Any, request: Any) -> None:

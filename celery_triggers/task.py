@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib.util import find_spec
@@ -18,10 +19,14 @@ from celery.canvas import Signature, _chain
 from celery.canvas import chord as _chord
 from celery.exceptions import Ignore
 from celery.utils.time import maybe_make_aware
+from kombu.exceptions import OperationalError
 
 from celery_triggers.context import TaskContext
-from celery_triggers.delivery import Delivery, exception_facts, is_header
+from celery_triggers.delivery import Delivery, exception_facts, is_header, uptime
+from celery_triggers.engine.instances import AGAIN, FAIL, replay_at_most
 from celery_triggers.exceptions import StorageUnavailable, TriggersError
+from celery_triggers.firing import Run
+from celery_triggers.heart import beat_while
 from celery_triggers.manager import TriggerManager
 
 __all__ = ['TaskContext', 'TriggerTask', 'current_context']
@@ -31,8 +36,16 @@ logger = logging.getLogger(__name__)
 #: Celery's answer to whether a result is wanted; not in its type stubs.
 _ignores_result: Any = celery_task.get_actual_ignore_result  # type: ignore[attr-defined]
 
-#: Seconds after which a message comes again whose claim met no storage.
+#: For how many seconds a claim is tried that meets no storage, and after how many more its
+#: message comes again.
+CLAIM_PATIENCE = 10.0
 CLAIM_AGAIN = 5.0
+
+#: Options of ``apply_async`` that are particular to a call, and not kept for a retry.
+_OF_A_CALL = frozenset({
+    'task_id', 'countdown', 'eta', 'producer', 'connection', 'publisher', 'add_to_parent',
+    'retry', 'retry_policy',
+})
 
 if TYPE_CHECKING:
     _BaseTask = Task[Any, Any]
@@ -89,6 +102,17 @@ def header_of(request: Any) -> dict[str, Any] | None:
     return header if is_header(header) else None
 
 
+def run_of(header: Mapping[str, Any], token: str) -> Run:
+    """Return the run that a header and a claim stand for."""
+    return Run(
+        str(header['instance']),
+        str(header['task_id']),
+        int(header['attempt']),
+        str(header['incarnation']),
+        token,
+    )
+
+
 class TriggerTask(_BaseTask):
     """A Celery task that can be released by triggers.
 
@@ -102,6 +126,10 @@ class TriggerTask(_BaseTask):
 
     #: Whether its code receives a context rather than arguments.
     takes_context = False
+
+    #: Whether an instance whose worker is lost is replayed by itself, at most
+    #: ``max_retries`` times in a row, where it is not run again (``acks_late``).
+    replay_lost = False
 
     _stores_started = False
 
@@ -151,8 +179,7 @@ class TriggerTask(_BaseTask):
             delivery.name,
             trigger_kwargs,
             logger_name=self.name,
-            run=(str(delivery.header['task_id']), int(delivery.header['attempt'])),
-            incarnation=str(delivery.header['incarnation']),
+            run=run_of(delivery.header, delivery.token),
         )
         request.triggers_context = context
         return context
@@ -213,7 +240,16 @@ class TriggerTask(_BaseTask):
             token = header.get('claim') or secrets.token_hex(8)
             request.triggers_token = token
         app: Any = self.app
-        return cast('Delivery | None', app.triggers.delivery(header, token))
+        delivery: Delivery = app.triggers.delivery(header, token)
+        delivery.loss = self._loss()
+        delivery.claimed = True
+        return delivery
+
+    def _loss(self) -> str:
+        """Say what becomes of an instance whose worker is lost while it runs this task."""
+        if self.acks_late and self.reject_on_worker_lost:
+            return AGAIN
+        return replay_at_most(self.max_retries) if self.replay_lost else FAIL
 
     @classmethod
     def bind(cls, app: Any) -> Any:
@@ -234,10 +270,12 @@ class TriggerTask(_BaseTask):
             cls.before_start = _claiming(cls.before_start)  # type: ignore[method-assign]
         return bound
 
-    def _claim(self, kwargs: dict[str, Any]) -> None:
+    def _claim(self, kwargs: dict[str, Any]) -> Delivery | None:
         delivery = self._delivery()
         if delivery is not None:
-            self._claim_or_ignore(delivery)
+            self._ask(delivery, delivery.claim)
+            if self.request.is_eager:
+                beat_while(self.request, delivery)
             if not self.takes_context:
                 # The sender may have known it as a task that takes a context.
                 kwargs.pop('trigger_kwargs', None)
@@ -253,21 +291,45 @@ class TriggerTask(_BaseTask):
                 states.STARTED,
                 request=request,
             )
+        return delivery
 
-    def _claim_or_ignore(self, delivery: Delivery) -> None:
+    def _ask(self, delivery: Delivery, question: Callable[[], bool]) -> None:
+        """Ask for the right to run; while the storage is down, again and again for some time.
+
+        Raises:
+            ClaimRefused: This delivery is not to run the code.
+        """
+        deadline = uptime() + min(CLAIM_PATIENCE, self._lease_seconds(delivery) / 2)
+        while True:
+            try:
+                if question():
+                    return
+                break
+            except StorageUnavailable as exc:
+                if uptime() > deadline or self.request.is_eager:
+                    self._come_again(delivery, exc)
+            time.sleep(0.25)
+        raise ClaimRefused(f'{delivery.name} is not to be run by this delivery')
+
+    def _come_again(self, delivery: Delivery, exc: StorageUnavailable) -> None:
+        logger.warning(
+            '%s of session %r cannot be claimed yet, its message comes again in %g '
+            'seconds: %s', delivery.name, delivery.header['uid'], CLAIM_AGAIN, exc,
+        )
         try:
-            granted = delivery.claim()
-        except StorageUnavailable as exc:
-            logger.warning(
-                '%s of session %r cannot be claimed yet, its message comes again in %g '
-                'seconds: %s', delivery.name, delivery.header['uid'], CLAIM_AGAIN, exc,
-            )
             # Rejecting does nothing for a message that was acknowledged early, so it is
             # published again, the same but later.
-            super().signature_from_request(countdown=CLAIM_AGAIN).apply_async()
-            raise ClaimRefused(f'the storage is down; the message comes again: {exc}') from exc
-        if not granted:
-            raise ClaimRefused(f'{delivery.name} is not to be run by this delivery')
+            super().signature_from_request(countdown=CLAIM_AGAIN).apply_async(retry=False)
+        except (OperationalError, OSError):
+            logger.warning(
+                '%s of session %r is sent again when its due date comes: the broker is down too',
+                delivery.name, delivery.header['uid'],
+            )
+        raise ClaimRefused(f'the storage is down; the message comes again: {exc}') from exc
+
+    @staticmethod
+    def _lease_seconds(delivery: Delivery) -> float:
+        return float(delivery.manager.storage.settings.lease)
 
     # ----------------------------------------------------- retry and replacement
 
@@ -285,24 +347,44 @@ class TriggerTask(_BaseTask):
     def apply_async(self, *args: Any, **options: Any) -> Any:
         """Send the task; the retry of an instance is committed before it is sent."""
         header = (options.get('headers') or {}).get('triggers')
-        if header is not None and not self._commit_retry(header, options):
+        if header is not None and self._is_retry(header):
+            self._retry_instance(*args, **options)
             return self.AsyncResult(header['task_id'])
         return super().apply_async(*args, **options)
 
-    def _commit_retry(self, header: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    def _is_retry(self, header: Mapping[str, Any]) -> bool:
         request = self.request
         current = None if request.called_directly or request.is_eager else header_of(request)
-        if current is None or (header['task_id'], header['attempt']) != (
+        return current is not None and (header['task_id'], header['attempt']) == (
             current['task_id'],
             current['attempt'] + 1,
-        ):
-            return True
+        )
+
+    def _retry_instance(self, args: Any = None, kwargs: Any = None, **options: Any) -> None:
+        """Commit a retry with all that its message needs; it is sent after that."""
         delivery = self._delivery()
         assert delivery is not None
-        delivery.patience = float(delivery.manager.storage.settings.lease)
+        delivery.patience = self._lease_seconds(delivery)
         context: Any = self.request.get('triggers_context')
         level = context.log_level if context is not None else 0
-        return delivery.retry(_seconds_until(self.app, options), level)
+        message: dict[str, Any] = {
+            'options': {
+                name: value
+                for name, value in options.items()
+                if value is not None and name not in _OF_A_CALL
+            }
+        }
+        request: Any = self.request
+        own = not args and request.kwargs == kwargs and kwargs.keys() <= {'trigger_kwargs'}
+        if not own:
+            message.update(args=list(args or ()), kwargs=dict(kwargs or {}))
+        message['options']['headers'] = {
+            name: value
+            for name, value in (options.get('headers') or {}).items()
+            if name not in ('triggers', 'triggers_token')
+        }
+        copy = delivery.manager.storage.codec.copy(message)
+        delivery.retry(_seconds_until(self.app, options), copy, level)
 
     def on_replace(self, sig: Signature) -> Any:
         """Hand the claim over to the replacement, whose outcome counts for the instance."""
@@ -353,9 +435,14 @@ def _claiming(original: Callable[..., Any]) -> Callable[..., Any]:
     is_default = original is Task.before_start
 
     def before_start(self: TriggerTask, task_id: str, args: Any, kwargs: Any) -> Any:
+        delivery = None
         if self._stores_started or 'triggers' in (self.request.headers or ()):
-            self._claim(kwargs)
-        return None if is_default else original(self, task_id, args, kwargs)
+            delivery = self._claim(kwargs)
+        result = None if is_default else original(self, task_id, args, kwargs)
+        if delivery is not None:
+            # The process may have been stopped since it claimed.
+            self._ask(delivery, delivery.still_mine)
+        return result
 
     before_start._triggers_claim = True  # type: ignore[attr-defined]
     return before_start
@@ -379,6 +466,5 @@ def current_context() -> TaskContext:
         delivery.name,
         None,
         logger_name=task.name,
-        run=(str(header['task_id']), int(header['attempt'])),
-        incarnation=str(header['incarnation']),
+        run=run_of(header, str(header.get('claim') or '')),
     )

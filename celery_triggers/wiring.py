@@ -7,11 +7,29 @@ house: it is asked late and by name, here and nowhere else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOutcome:
+    """How a task ended, as a result backend keeps it.
+
+    Attributes:
+        state: ``'SUCCESS'``, ``'FAILURE'`` or ``'REVOKED'``.
+        result: What it returned, or the exception.
+        at: When that was stored, in milliseconds of its worker's clock; ``None`` where the
+            backend does not say.
+    """
+
+    state: str
+    result: Any
+    at: int | None = None
 
 
 class Application(Protocol):
@@ -25,8 +43,14 @@ class Application(Protocol):
     def check_storage(self, storage: Any) -> None:
         """Refuse changes of sessions where no worker would look for them."""
 
-    def dispatch(self, release: Any) -> None:
-        """Hand a released instance to its task runner."""
+    def dispatch(self, releases: Sequence[Any]) -> int:
+        """Hand released instances to their task runners; return how many were taken."""
+
+    def stored_outcome(self, task_id: str) -> StoredOutcome | None:
+        """Return how a task ended, if the result backend knows that it has."""
+
+    def makes_claims(self, task_name: str) -> bool | None:
+        """Tell whether deliveries of a task claim; ``None``: it is not registered here."""
 
     def async_result(self, task_id: str) -> Any:
         """Return the Celery result of a task."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from celery_triggers.manager import FinalizingTriggerManager, TriggerManager
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
 from celery_triggers.storages.base import StorageBackend
+from celery_triggers.wiring import StoredOutcome
 from tests.servers import CONFORMANCE_DB, redis_url
 
 REDIS_URL = redis_url(CONFORMANCE_DB)
@@ -33,6 +34,7 @@ class FakeApplication:
         self.settings = Settings(lambda name, default=None: self.values.get(name, default))
         self.configuration = Configuration.parse(configuration or {})
         self.releases: list[Release] = []
+        self.outcomes: dict[str, StoredOutcome] = {}
 
     @property
     def released(self) -> list[str]:
@@ -45,8 +47,15 @@ class FakeApplication:
     def check_storage(self, storage: StorageBackend) -> None:
         pass
 
-    def dispatch(self, release: Release) -> None:
-        self.releases.append(release)
+    def dispatch(self, releases: Sequence[Release]) -> int:
+        self.releases += releases
+        return len(releases)
+
+    def stored_outcome(self, task_id: str) -> StoredOutcome | None:
+        return self.outcomes.get(task_id)
+
+    def makes_claims(self, task_name: str) -> bool | None:
+        return True
 
     def async_result(self, task_id: str) -> Any:
         raise NotImplementedError

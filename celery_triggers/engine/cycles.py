@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from celery_triggers.engine.names import outcome_trigger
+from celery_triggers.engine.names import OUTCOMES, outcome_trigger
 
 if TYPE_CHECKING:
     from celery_triggers.engine.configuration import TaskConfig
@@ -28,6 +29,24 @@ def cycle_of_runs(tasks: Mapping[str, TaskConfig]) -> list[str] | None:
         ]
         for name in tasks
     })
+
+
+def loop_through(tasks: Mapping[str, TaskConfig], name: str) -> list[str] | None:
+    """Return the shortest way from the ends of a trigger task back to it, or ``None``."""
+    paths: dict[str, list[str]] = {name: [name]}
+    pending = deque([name])
+    while pending:
+        task = pending.popleft()
+        heard = {task, *(outcome_trigger(task, outcome) for outcome in OUTCOMES)}
+        for other, config in tasks.items():
+            if heard.isdisjoint(config.triggers):
+                continue
+            if other == name:
+                return [*paths[task], name]
+            if other not in paths:
+                paths[other] = [*paths[task], other]
+                pending.append(other)
+    return None
 
 
 def _heard_by(

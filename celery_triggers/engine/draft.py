@@ -9,7 +9,7 @@ from __future__ import annotations
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.session import Session
-from celery_triggers.engine.transitions import RESOLVED, Event, Status
+from celery_triggers.engine.transitions import RESOLVED, WITH_DUE_DATE, Event, Status
 
 
 class Draft:
@@ -23,6 +23,7 @@ class Draft:
         counted: The tasks whose counts are to be written.
         waits_added, waits_removed: Changes of the index, ``(trigger, instance)``.
         new_configuration: What the session is to have from now on, if that changes.
+        dues: Due dates to be set, by instance; 0: it has none any more.
     """
 
     def __init__(self, session: Session, now: int):
@@ -35,6 +36,7 @@ class Draft:
         self.waits_added: set[tuple[str, str]] = set()
         self.waits_removed: set[tuple[str, str]] = set()
         self.new_configuration: Configuration | None = None
+        self.dues: dict[str, int] = {}
 
     # --------------------------------------------------------------- instances
 
@@ -54,6 +56,8 @@ class Draft:
         if before is Status.UNSTARTED:
             counts.unstarted -= 1
             self._drop_waits(instance)
+        if before in WITH_DUE_DATE and instance.status not in WITH_DUE_DATE:
+            self.dues[instance.name] = 0
         if before not in RESOLVED and instance.is_resolved:
             counts.unresolved -= 1
             self.session.head.unresolved -= 1
@@ -108,6 +112,7 @@ class Draft:
         """Make a new unstarted instance with the kwargs of this one, a level deeper."""
         new = self._next_instance(instance.task)
         new.received = dict(instance.received)
+        new.cascade = instance.cascade
         new.depth = instance.depth + 1
         new.metadata['parent'] = instance.name
         return new

@@ -67,10 +67,10 @@ def _why(config: TaskConfig, instance: Instance, heir: str | None) -> str:
             received = ', '.join(sorted(instance.received)) or 'nothing'
             return f': it has {received} and waits for {_wanting(config.wanted, instance.received)}'
         case Status.SCHEDULED:
-            due = f', due at {_at(instance.due)}' if instance.due else ''
+            eta = f', not before {_at(instance.eta)}' if instance.eta else ''
             return (
                 f': no worker has claimed attempt {instance.attempt} of task '
-                f'{instance.task_id}{due}'
+                f'{instance.task_id}{eta}'
             )
         case Status.RUNNING:
             return f': a worker has claimed attempt {instance.attempt} of task {instance.task_id}'

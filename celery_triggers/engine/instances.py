@@ -11,6 +11,14 @@ from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.names import instance_name
 from celery_triggers.engine.transitions import RESOLVED, Event, Status, next_status
 
+#: An instance whose worker is lost is run again, or fails.
+AGAIN, FAIL = 'again', 'fail'
+
+
+def replay_at_most(replays: int | None) -> str:
+    """Return the ``loss`` of an instance that is then replayed, so many times in a row."""
+    return f'replay:{"" if replays is None else replays}'
+
 
 @dataclass(slots=True)
 class Instance:
@@ -26,12 +34,20 @@ class Instance:
         token: The claim of the delivery that runs it.
         lease: When the claim lapses, in milliseconds of the storage's clock.
         sends: How often this attempt's message was sent and confirmed.
-        due: Before when it must not run (a countdown), in the same milliseconds.
+        eta: Before when it must not run (a countdown), in the same milliseconds.
         changed: When the status last changed in a commit, in the same milliseconds.
         claimed: When it was claimed, which is no commit; 0 if it does not run.
+        loss: What becomes of it if its worker is lost, set by the claim: one of
+            :data:`AGAIN`, :data:`FAIL` and ``replay:<most replays>``.
+        spared: 1 if its lease was extended, after a time in which nobody could have
+            renewed it, and its worker has not been heard of since.
         received: ``{leaf key: kwargs}``, as fired.
         times: When each earlier status was reached, ``{status: milliseconds}``.
         metadata: JSON for people and applications.
+        lost: The claims of this attempt that were given up.
+        message: What a retry is to be sent with, ``{"args", "kwargs", "options"}``; empty
+            where the trigger task's own message is meant.
+        cascade: How many cascades in a row led to it.
         log_level: The highest level that its logger context saw.
     """
 
@@ -43,16 +59,21 @@ class Instance:
     token: str = ''
     lease: int = 0
     sends: int = 0
-    due: int = 0
+    eta: int = 0
     rev: int = 0
     changed: int = 0
     claimed: int = 0
+    loss: str = ''
+    spared: int = 0
     received: dict[str, dict[str, Any]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     times: dict[str, int] = field(default_factory=dict)
     depth: int = 0
     log_level: int = logging.NOTSET
     logs_resolved: bool = False
+    lost: list[str] = field(default_factory=list)
+    message: dict[str, Any] = field(default_factory=dict)
+    cascade: int = 0
 
     @property
     def name(self) -> str:
@@ -61,6 +82,12 @@ class Instance:
     @property
     def is_resolved(self) -> bool:
         return self.status in RESOLVED
+
+    @property
+    def replays_when_lost(self) -> bool:
+        """Tell whether another instance takes its place if its worker is lost."""
+        kind, _, most = self.loss.partition(':')
+        return kind == 'replay' and (not most or self.depth < int(most))
 
     def follow(self, event: Event, now: int) -> None:
         """Take one step of the table.

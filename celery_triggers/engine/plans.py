@@ -32,6 +32,13 @@ def firing(*triggers: str) -> Planner:
     )
 
 
+def firing_of(instance: str, trigger: str) -> Planner:
+    """Plan for a trigger that the run of an instance fires."""
+    planner = firing(trigger)
+    own = Plan(instances=frozenset({instance}))
+    return lambda configuration, finalizing: planner(configuration, finalizing) | own
+
+
 def record_of(instance: str) -> Planner:
     """Plan for a change of one instance that leads to nothing else."""
     return lambda *_: Plan(instances=frozenset({instance}))

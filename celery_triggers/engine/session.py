@@ -64,6 +64,7 @@ class FiringRecord:
         cause: The instance whose end fired it, or ``None`` for the application's own.
         heard_by: The trigger tasks that it concerned.
         released: The instances that it released; known in the step alone, not stored.
+        depth: How many cascades in a row led to it; not stored either.
     """
 
     number: int
@@ -74,6 +75,7 @@ class FiringRecord:
     cause: str | None = None
     heard_by: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    depth: int = 0
 
 
 @dataclass(slots=True)

@@ -12,16 +12,27 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.cycles import loop_through
 from celery_triggers.engine.draft import Draft
 from celery_triggers.engine.finalizing import is_settled
-from celery_triggers.engine.instances import Instance, merged
+from celery_triggers.engine.instances import AGAIN, Instance, merged
+from celery_triggers.engine.limits import Limits
 from celery_triggers.engine.names import SESSION_FINALIZED, outcome_trigger
 from celery_triggers.engine.session import EventRecord, FiringRecord, Latest, Session
-from celery_triggers.engine.transitions import BY_HAND, UNHAPPY, Event, Status
+from celery_triggers.engine.transitions import BY_HAND, UNHAPPY, Event, Status, next_status
 from celery_triggers.exceptions import InvalidTransition
 
+#: The reason of a failure whose worker is gone.
+WORKER_LOST = 'worker lost'
+
+#: The reason of a failure at a time limit.
+TIME_LIMIT = 'time limit'
+
 #: Reasons of a failure after which a success may still arrive and count.
-LOST = frozenset({'worker lost', 'time limit'})
+LOST = frozenset({WORKER_LOST, TIME_LIMIT})
+
+#: The reason of a failure at which a loop was stopped.
+CASCADE_LIMIT = 'cascade limit'
 
 
 class Step(Draft):
@@ -32,8 +43,10 @@ class Step(Draft):
         now: The storage's time in milliseconds.
         new_id: Makes the task id of a released instance.
         finalizing: Whether ``sessionFinalized`` is fired when the session is settled.
+        limits: What the settings allow.
 
     Attributes:
+        to_send: The names of instances whose messages are to be sent after the commit.
         released, abandoned: The names of instances, in the order in which it happened.
         replayed: The names of instances that took the place of others.
         skipped: The names of instances that were skipped, and whether they cascaded.
@@ -48,10 +61,13 @@ class Step(Draft):
         new_id: Callable[[], str],
         *,
         finalizing: bool = False,
+        limits: Limits | None = None,
     ):
         super().__init__(session, now)
         self.new_id = new_id
         self.finalizing = finalizing
+        self.limits = limits or Limits()
+        self.to_send: list[str] = []
         self.released: list[str] = []
         self.abandoned: list[str] = []
         self.replayed: list[str] = []
@@ -70,12 +86,15 @@ class Step(Draft):
         kwargs: dict[str, Any],
         *,
         event_id: str | None = None,
-        cause: str | None = None,
-    ) -> FiringRecord:
-        """Apply a firing and everything that it leads to within this step."""
-        record = self._enqueue(trigger, kwargs, event_id=event_id, cause=cause)
+        depth: int = 0,
+    ) -> None:
+        """Apply a firing and everything that it leads to within this step.
+
+        Args:
+            depth: How many cascades in a row led to it.
+        """
+        self._enqueue(FiringRecord(0, trigger, kwargs, self.now, event_id, depth=depth))
         self.settle()
-        return record
 
     def settle(self) -> None:
         """Apply what is queued until nothing is left, then finalize if it is time."""
@@ -85,7 +104,7 @@ class Step(Draft):
             if not (self.finalizing and self.changed and is_settled(self.session)):
                 return
             self.session.head.finalized = True
-            self._enqueue(SESSION_FINALIZED, {})
+            self._enqueue(FiringRecord(0, SESSION_FINALIZED, {}, self.now))
 
     def remember(self, event_id: str, record: EventRecord) -> None:
         """Store under an id what came of this step."""
@@ -94,18 +113,32 @@ class Step(Draft):
         record.abandoned = list(self.abandoned)
         self.events[event_id] = record
 
-    def _enqueue(
-        self,
-        trigger: str,
-        kwargs: dict[str, Any],
-        *,
-        event_id: str | None = None,
-        cause: str | None = None,
-    ) -> FiringRecord:
-        record = FiringRecord(0, trigger, kwargs, self.now, event_id, cause)
-        self._queue.append(record)
+    def _enqueue(self, firing: FiringRecord) -> None:
+        self._queue.append(firing)
         self.changed = True
-        return record
+
+    def _fire_end(self, instance: Instance, trigger: str, kwargs: dict[str, Any]) -> None:
+        """Fire what an instance's end fires, unless that went on for too long."""
+        stopped = self._too_deep(instance, trigger)
+        if stopped:
+            instance.metadata[CASCADE_LIMIT] = stopped
+        else:
+            self._enqueue(
+                FiringRecord(
+                    0, trigger, kwargs, self.now, None, instance.name, depth=instance.cascade + 1
+                )
+            )
+
+    def _too_deep(self, instance: Instance, trigger: str) -> str | None:
+        """Say which loop a firing at the end of an instance would carry on too far."""
+        configuration = self.session.configuration
+        if instance.cascade < self.limits.max_cascade or not configuration.listeners(trigger):
+            return None
+        loop = ' -> '.join(loop_through(configuration, instance.task) or [instance.task, '...'])
+        return (
+            f'{trigger!r} is not fired: {instance.cascade} cascades in a row led here, as many '
+            f'as triggers_max_cascade allows, in the loop {loop}'
+        )
 
     def _apply(self, firing: FiringRecord) -> None:
         session = self.session
@@ -146,6 +179,7 @@ class Step(Draft):
     ) -> Instance:
         """Make the next instance of a task: past firings first, then this one."""
         instance = self._next_instance(task.name)
+        instance.cascade = self._applying.depth if self._applying is not None else 0
         self._receive_past(task, instance, but=trigger)
         if trigger is not None and kwargs is not None:
             instance.receive(task, trigger, kwargs)
@@ -170,6 +204,19 @@ class Step(Draft):
         self.released.append(instance.name)
         if self._applying is not None:
             self._applying.released.append(instance.name)
+            instance.cascade = self._applying.depth
+        self._schedule(instance)
+
+    def _schedule(self, instance: Instance, *, send: bool = True) -> None:
+        """Give a scheduled instance its due date, and have it sent if it runs soon."""
+        soon = self.now + self.limits.dispatch_grace
+        if instance.eta > soon:
+            self.dues[instance.name] = instance.eta
+            return
+        # One that has to wait a little is sent with its ETA, and looked at after that.
+        self.dues[instance.name] = max(soon, instance.eta + self.limits.dispatch_grace)
+        if send:
+            self.to_send.append(instance.name)
 
     def _abandon(self, task: TaskConfig | None, instance: Instance, reason: str) -> None:
         self._advance(instance, Event.ABANDON)
@@ -183,10 +230,10 @@ class Step(Draft):
         self._fire_outcome(instance, 'abandoned', details)
 
     def _fire_outcome(self, instance: Instance, outcome: str, details: dict[str, Any]) -> None:
-        self._enqueue(
+        self._fire_end(
+            instance,
             outcome_trigger(instance.task, outcome),
             {'instance': instance.name, **details},
-            cause=instance.name,
         )
 
     # ---------------------------------------------------------------- outcomes
@@ -196,10 +243,18 @@ class Step(Draft):
         late = (
             instance.status is Status.FAILED and instance.metadata.get('reason') in LOST
         )
+        stopped = self._too_deep(instance, instance.task)
+        if stopped and not late:
+            self._advance(instance, Event.FAIL)
+            self._unclaim(instance)
+            instance.metadata['reason'] = CASCADE_LIMIT
+            instance.metadata['exception'] = {'type': 'CascadeLimitExceeded', 'message': stopped}
+            return
         self._advance(instance, Event.LATE_SUCCESS if late else Event.FINISH)
-        instance.token = ''
+        self._unclaim(instance)
         instance.metadata['result'] = result
-        self.fire(instance.task, cascade, cause=instance.name)
+        self._fire_end(instance, instance.task, cascade)
+        self.settle()
 
     def fail(self, instance: Instance, reason: str, exception: Mapping[str, Any]) -> None:
         """End an instance with a failure.
@@ -209,7 +264,7 @@ class Step(Draft):
             exception: ``{"type", "message", "traceback", "context"}``.
         """
         self._advance(instance, Event.FAIL)
-        instance.token = ''
+        self._unclaim(instance)
         instance.metadata['reason'] = reason
         instance.metadata['exception'] = dict(exception)
         facts = {key: exception[key] for key in ('type', 'message') if key in exception}
@@ -219,25 +274,76 @@ class Step(Draft):
     def revoke(self, instance: Instance, reason: str) -> None:
         """End an instance as revoked."""
         self._advance(instance, Event.REVOKE)
-        instance.token = ''
+        self._unclaim(instance)
         instance.metadata['reason'] = reason
         self._fire_outcome(instance, 'revoked', {'reason': reason})
         self.settle()
 
-    def retry(self, instance: Instance, due: int) -> None:
-        """Give a running instance another attempt, not before ``due`` (milliseconds)."""
-        self._advance(instance, Event.RETRY)
-        instance.attempt += 1
-        self._unclaim(instance, due)
+    def retry(
+        self,
+        instance: Instance,
+        eta: int,
+        message: Mapping[str, Any] | None = None,
+        *,
+        send: bool = True,
+    ) -> None:
+        """Give a running instance another attempt.
 
-    def requeue(self, instance: Instance) -> None:
-        """Give a running instance's attempt back, as if it had not been claimed."""
+        Args:
+            eta: Before when it must not run, in milliseconds; 0: at once.
+            message: ``{"args", "kwargs", "options"}`` of its message.
+            send: Whether it is to be sent; else whoever retries it runs it.
+        """
+        self._advance(instance, Event.RETRY)
+        self._unclaim(instance)
+        instance.attempt += 1
+        instance.sends, instance.eta, instance.lost = 0, eta, []
+        instance.message = dict(message or {})
+        self._schedule(instance, send=send)
+
+    def requeue(self, instance: Instance, *, send: bool = False) -> None:
+        """Give a running instance's attempt back, as if it had not been claimed.
+
+        Args:
+            send: Whether its message is gone and has to be sent again.
+        """
         self._advance(instance, Event.REQUEUE)
-        self._unclaim(instance, 0)
+        self._unclaim(instance)
+        instance.sends, instance.eta = 0, 0
+        self._schedule(instance, send=send)
+
+    def lose(self, instance: Instance, exception: Mapping[str, Any]) -> None:
+        """Take a running instance back from a worker that is gone.
+
+        What its claim said becomes of it: it is run again, for so long as fewer workers
+        than ``max_deliveries`` were lost with the attempt, replayed, or failed.
+
+        Args:
+            exception: As for :meth:`fail`.
+        """
+        next_status(instance.name, instance.status, Event.REQUEUE)
+        known = instance.task in self.session.configuration
+        if instance.loss == AGAIN and len(instance.lost) + 1 < self.limits.max_deliveries:
+            self._advance(instance, Event.REQUEUE)
+            instance.lost = [*instance.lost, instance.token]
+            self._unclaim(instance)
+            instance.eta = 0
+            self._schedule(instance)
+            self.settle()
+        elif instance.replays_when_lost and known:
+            facts = {'reason': WORKER_LOST, 'exception': dict(exception)}
+            self.replay(instance, metadata=facts)
+        else:
+            self.fail(instance, WORKER_LOST, exception)
+
+    def resend(self, instance: Instance) -> None:
+        """Send a scheduled instance again, whose message is gone."""
+        self.touch(instance)
+        self._schedule(instance)
 
     @staticmethod
-    def _unclaim(instance: Instance, due: int) -> None:
-        instance.token, instance.lease, instance.sends, instance.due = '', 0, 0, due
+    def _unclaim(instance: Instance) -> None:
+        instance.token, instance.lease, instance.spared = '', 0, 0
 
     def skip(
         self,
@@ -249,10 +355,10 @@ class Step(Draft):
         """End an instance as skipped; ``cascade`` fires its task's name with these kwargs."""
         self._advance(instance, Event.SKIP)
         self.skipped.append((instance.name, cascade is not None))
-        instance.token = ''
+        self._unclaim(instance)
         instance.metadata.update(metadata or {})
         if cascade is not None:
-            self._enqueue(instance.task, cascade, cause=instance.name)
+            self._fire_by_hand(instance, cascade)
         self.settle()
 
     def replay(
@@ -261,15 +367,15 @@ class Step(Draft):
         *,
         replacement_kwargs: Mapping[str, dict[str, Any]] | None = None,
         metadata: Mapping[str, Any] | None = None,
-        due: int = 0,
+        eta: int = 0,
     ) -> Instance:
         """Release a new instance in the place of this one; ``unless`` is not asked again."""
         self._advance(instance, Event.REPLAY)
-        instance.token = ''
+        self._unclaim(instance)
         instance.metadata.update(metadata or {})
         new = self.clone(instance)
         new.received.update(replacement_kwargs or {})
-        new.due = due
+        new.eta = eta
         task = self.session.configuration.get(instance.task)
         if task is None:
             raise InvalidTransition(
@@ -323,19 +429,25 @@ class Step(Draft):
             )
         before = instance.status
         instance.move(status, self.now)
-        instance.token = ''
+        self._unclaim(instance)
         if status in (Status.ABANDONED, Status.FAILED, Status.REVOKED):
             instance.metadata['reason'] = 'by hand'
         instance.metadata.update(metadata or {})
         self._recount(instance, before)
         if cascade is not None:
-            self._enqueue(instance.task, cascade, cause=instance.name)
+            self._fire_by_hand(instance, cascade)
         if status in UNHAPPY:
             self._fire_outcome(instance, status.value, {'reason': 'by hand'})
         elif status is Status.ABANDONED and before is Status.UNSTARTED:
             task = self.session.configuration.get(instance.task)
             self._fire_abandoned(task, instance, 'by hand')
         self.settle()
+
+    def _fire_by_hand(self, instance: Instance, cascade: dict[str, Any]) -> None:
+        """Fire a task's name because a person says so, which is the way out of a limit."""
+        self._enqueue(
+            FiringRecord(0, instance.task, cascade, self.now, None, instance.name)
+        )
 
     # ----------------------------------------------------------- configuration
 

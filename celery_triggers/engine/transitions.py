@@ -7,7 +7,15 @@ from enum import Enum
 
 from celery_triggers.exceptions import InvalidTransition
 
-__all__ = ['RESOLVED', 'TRANSITIONS', 'UNHAPPY', 'Event', 'Status', 'next_status']
+__all__ = [
+    'RESOLVED',
+    'TRANSITIONS',
+    'UNHAPPY',
+    'WITH_DUE_DATE',
+    'Event',
+    'Status',
+    'next_status',
+]
 
 
 class Status(str, Enum):
@@ -55,6 +63,9 @@ RESOLVED = frozenset({S.ABANDONED, S.FINISHED, S.REPLAYED, S.SKIPPED})
 
 #: Statuses from which a person may replay or skip an instance.
 UNHAPPY = frozenset({S.FAILED, S.REVOKED})
+
+#: Statuses in which something must happen to an instance by some date.
+WITH_DUE_DATE = frozenset({S.SCHEDULED, S.RUNNING})
 
 UNRESOLVED = frozenset(Status) - RESOLVED
 

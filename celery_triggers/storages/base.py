@@ -20,7 +20,7 @@ from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable,
 from celery_triggers.forks import ForkLock
 from celery_triggers.settings import Settings
 from celery_triggers.storages.codec import codec_for
-from celery_triggers.storages.records import Commit, Request, Row, Slice, Write
+from celery_triggers.storages.records import Commit, Request, Row, Slice, Taken, Write
 from celery_triggers.storages.translation import to_commit, to_request, to_session
 from celery_triggers.storages.view import SessionView
 from celery_triggers.wiring import Application, current_application
@@ -235,6 +235,9 @@ class StorageBackend(SessionView):
             self.codec,
             int(self.settings.history_limit),
         )
+        expires = self.settings.session_expires
+        if expires is not None:
+            commit.dues[''] = step.now + int(expires * 1000)
         request = to_request(session.plan, passing)
         return Question(self, request, commit, session.plan, session.configuration, passing)
 
@@ -269,9 +272,35 @@ class StorageBackend(SessionView):
         """
         return self._write(write)
 
-    def delete(self) -> bool:
-        """Remove the session; tell whether there was one."""
-        return self._delete()
+    @classmethod
+    def write_many(
+        cls, writes: Sequence[tuple[StorageBackend, Write]]
+    ) -> list[tuple[bool, Row | None] | StorageUnavailable]:
+        """Make conditional writes, of any sessions, sharing round trips where that can be.
+
+        Returns:
+            For each what :meth:`write` returns or raised. When the storage is found to be
+            unavailable the rest is not tried.
+        """
+        answers: list[tuple[bool, Row | None] | StorageUnavailable] = []
+        down: StorageUnavailable | None = None
+        for storage, write in writes:
+            if down is None:
+                try:
+                    answers.append(storage._write(write))
+                    continue
+                except StorageUnavailable as exc:
+                    down = exc
+            answers.append(down)
+        return answers
+
+    def delete(self, version: str | None = None) -> bool:
+        """Remove the session; tell whether there was one.
+
+        Args:
+            version: Remove it only if it still has this version.
+        """
+        return self._delete(version)
 
     def configuration(self, digest: str) -> Configuration:
         """Return a stored configuration.
@@ -331,8 +360,8 @@ class StorageBackend(SessionView):
         """Apply a conditional write to one row."""
 
     @abstractmethod
-    def _delete(self) -> bool:
-        """Remove everything of the session but its configuration."""
+    def _delete(self, version: str | None = None) -> bool:
+        """Remove everything of the session but its configuration, if it has this version."""
 
     @abstractmethod
     def _configuration(self, digest: str) -> str | None:
@@ -342,3 +371,25 @@ class StorageBackend(SessionView):
     @abstractmethod
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
         """Yield the uids of the sessions that begin with ``prefix``, in no order."""
+
+    @classmethod
+    @abstractmethod
+    def take_due(
+        cls, url: str | None, settings: Settings, *, limit: int, push: int, gap: int
+    ) -> Taken:
+        """Take what is due at this place; nobody else gets the same.
+
+        The due date of each is moved before it is returned, so that one that cannot be
+        dealt with comes again later and holds up no other.
+
+        Args:
+            limit: About how many to take at most.
+            push: By how many milliseconds from now on to move them.
+            gap: For how many milliseconds nobody need have asked for what is due not to be
+                called calm, for as long again.
+        """
+
+    @classmethod
+    @abstractmethod
+    def due_dates(cls, url: str | None, settings: Settings) -> Iterator[tuple[str, str, int]]:
+        """Yield every due date at this place, in no order: ``(uid, name, milliseconds)``."""

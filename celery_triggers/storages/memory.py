@@ -8,9 +8,19 @@ from typing import ClassVar
 from celery_triggers.forks import ForkLock
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
+from celery_triggers.storages.agenda import Agenda
 from celery_triggers.storages.base import StorageBackend
 from celery_triggers.storages.document import Document
-from celery_triggers.storages.records import Commit, Request, Row, Slice, Write, host_time
+from celery_triggers.storages.records import (
+    Commit,
+    Request,
+    Row,
+    Slice,
+    Taken,
+    Write,
+    host_time,
+    moment_of,
+)
 
 __all__ = ['MemoryStorageBackend']
 
@@ -21,6 +31,7 @@ class _Space:
     def __init__(self) -> None:
         self.lock = ForkLock()
         self.documents: dict[str, Document] = {}
+        self.agenda = Agenda()
         self.configurations: dict[str, str] = {}
 
 
@@ -52,6 +63,7 @@ class MemoryStorageBackend(StorageBackend):
             if place == (url or ''):
                 with space.lock:
                     space.documents.clear()
+                    space.agenda = Agenda()
                     space.configurations.clear()
 
     def _read(self, request: Request) -> Slice:
@@ -67,14 +79,27 @@ class MemoryStorageBackend(StorageBackend):
             self._space.documents[self.uid] = document
             if commit.configuration:
                 self._space.configurations.setdefault(*commit.configuration)
+            for name, at in commit.dues.items():
+                self._space.agenda.set(self.uid, name, at)
             return None
 
     def _write(self, write: Write) -> tuple[bool, Row | None]:
+        now = host_time()
         with self._space.lock:
-            return self._document().write(write, host_time())
+            document = self._document()
+            applied, row = document.write(write, now)
+            if write.due is not None:
+                if applied:
+                    self._space.agenda.set(self.uid, write.name, moment_of(write.due, now))
+                elif write.name not in document.rows:
+                    self._space.agenda.set(self.uid, write.name, 0)
+            return applied, row
 
-    def _delete(self) -> bool:
+    def _delete(self, version: str | None = None) -> bool:
         with self._space.lock:
+            if version is not None and self._document().version != version:
+                return False
+            self._space.agenda.drop(self.uid)
             return self._space.documents.pop(self.uid, None) is not None
 
     def _configuration(self, digest: str) -> str | None:
@@ -87,3 +112,17 @@ class MemoryStorageBackend(StorageBackend):
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
         documents = cls._space_at(url, settings.key_prefix).documents
         return iter([uid for uid in list(documents) if uid.startswith(prefix)])
+
+    @classmethod
+    def take_due(
+        cls, url: str | None, settings: Settings, *, limit: int, push: int, gap: int
+    ) -> Taken:
+        space = cls._space_at(url, settings.key_prefix)
+        with space.lock:
+            return space.agenda.take(host_time(), limit, push, gap)
+
+    @classmethod
+    def due_dates(cls, url: str | None, settings: Settings) -> Iterator[tuple[str, str, int]]:
+        space = cls._space_at(url, settings.key_prefix)
+        with space.lock:
+            return iter(space.agenda.entries())

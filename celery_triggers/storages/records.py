@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 #: Grows with every change of the stored format. A storage that meets a newer one than
 #: it knows refuses the session.
-FORMAT = 1
+FORMAT = 2
 
 
 class Row(NamedTuple):
@@ -32,9 +32,11 @@ class Row(NamedTuple):
     token: str
     lease: int
     sends: int
-    due: int
+    eta: int
     changed: int
     claimed: int
+    loss: str
+    spared: int
     task_id: str
     body: str
 
@@ -44,7 +46,10 @@ STATE_COLUMNS = Row._fields[:-1]
 
 
 class StorageTime(NamedTuple):
-    """Stands for the storage's time plus ``offset`` milliseconds in a conditional write."""
+    """Stands for the storage's time plus ``offset`` milliseconds in a conditional write.
+
+    In a guard: the column must not be later than that.
+    """
 
     offset: int = 0
 
@@ -101,6 +106,8 @@ class Commit:
         waits_added, waits_removed: ``(trigger, instance name)``.
         passing: A made-up event id, its text, and how many seconds to keep it.
         configuration: ``(digest, text)``; stored once, by content.
+        dues: Due dates to set, ``{instance name: milliseconds}``; 0 removes one. The name
+            ``''`` stands for the session itself.
     """
 
     expected: str
@@ -114,6 +121,7 @@ class Commit:
     waits_removed: list[tuple[str, str]]
     passing: tuple[str, str, int] | None = None
     configuration: tuple[str, str] | None = None
+    dues: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -125,12 +133,46 @@ class Write:
         incarnation: Of the session; a write to another incarnation does nothing.
         guards: Alternatives, each ``{column: value}``; one of them must match whole.
         changes: ``{column: value}``; a value may be a :class:`StorageTime`.
+        due: The due date to set, 0 to remove it; ``None`` leaves it as it is. Where there is
+            no such row, a due date that is left over is removed.
     """
 
     name: str
     incarnation: str
     guards: Sequence[Mapping[str, Any]]
     changes: Mapping[str, Any]
+    due: int | StorageTime | None = None
+
+
+class Due(NamedTuple):
+    """A due date that has come.
+
+    Attributes:
+        name: An instance's name, or ``''`` for the session itself.
+        calm: Whether somebody has looked at due dates regularly before. If nobody has, then
+            whatever should have renewed this one may have been held up too.
+    """
+
+    uid: str
+    name: str
+    at: int
+    calm: bool
+
+
+@dataclass(slots=True)
+class Taken:
+    """What a sweep took of the due dates.
+
+    Attributes:
+        now: The storage's time in milliseconds.
+        more: Whether there may be more that is due already.
+        next_at: The earliest date that is still to come, ``None`` if there is none.
+    """
+
+    now: int
+    entries: list[Due]
+    more: bool = False
+    next_at: int | None = None
 
 
 def host_time() -> int:
@@ -140,10 +182,21 @@ def host_time() -> int:
 
 def apply_write(write: Write, row: Row, now: int) -> Row | None:
     """Return the row after a conditional write, or ``None`` where no guard matches."""
-    if not any(all(getattr(row, k) == v for k, v in g.items()) for g in write.guards):
+    if not any(_matches(guard, row, now) for guard in write.guards):
         return None
-    changes: dict[str, Any] = {
-        column: now + value.offset if isinstance(value, StorageTime) else value
-        for column, value in write.changes.items()
-    }
+    changes = {column: moment_of(value, now) for column, value in write.changes.items()}
     return row._replace(rev=row.rev + 1, **changes)
+
+
+def moment_of(value: Any, now: int) -> Any:
+    """Return a value of a conditional write, a date for what stands for one."""
+    return now + value.offset if isinstance(value, StorageTime) else value
+
+
+def _matches(guard: Mapping[str, Any], row: Row, now: int) -> bool:
+    return all(
+        getattr(row, column) <= now + value.offset
+        if isinstance(value, StorageTime)
+        else getattr(row, column) == value
+        for column, value in guard.items()
+    )

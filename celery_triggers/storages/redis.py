@@ -6,115 +6,43 @@ Keys, all of one session in one slot (a fixed number of shards)::
     <prefix>:{<shard>}:w:<uid>         zset: which instances wait for which trigger
     <prefix>:{<shard>}:p:<uid, event>  string: what came of a change (ten minutes)
     <prefix>:{<shard>}:c:<digest>      string: a configuration
+    <prefix>:{<shard>}:d               zset: due dates, of all sessions of the shard
+    <prefix>:{<shard>}:z               string: when somebody last looked at them
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
 from celery_triggers.engine.names import instance_name, split_instance_name
-from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
-from celery_triggers.forks import ForkGate
+from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
-from celery_triggers.storages.base import Question, Shared, StorageBackend, public_url
+from celery_triggers.storages.base import Question, StorageBackend
 from celery_triggers.storages.records import (
     STATE_COLUMNS,
     Commit,
+    Due,
     Request,
     Row,
     Slice,
     StorageTime,
+    Taken,
     Write,
 )
+from celery_triggers.storages.redis_server import Call, Server, servers
 
 __all__ = ['RedisStorageBackend']
 
 #: Sessions are spread over so many hash tags. Never change it: keys would move.
 SHARDS = 64
 
-#: What redis-py is told unless ``triggers_storage_options`` says otherwise (seconds).
-#: Its own retries are off: :meth:`RedisStorageBackend._run` repeats what is safe.
-CLIENT_OPTIONS: dict[str, Any] = {'socket_timeout': 5.0, 'socket_connect_timeout': 2.0}
-
-_DOWN = (
-    redis.exceptions.ConnectionError,
-    redis.exceptions.TimeoutError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.OutOfMemoryError,
-)
-
-#: A script's name, its keys and its arguments.
-Call = tuple[str, Sequence[str], Sequence[str]]
-
 _json = json.JSONEncoder(separators=(',', ':'), ensure_ascii=False).encode
-
-#: A fork waits a little for the calls of other threads, which may hold a lock of redis-py,
-#: or of an import that it makes when it first connects.
-_gate = ForkGate(patience=1.0)
-
-
-def _read_script(name: str) -> tuple[str, str]:
-    folder = files('celery_triggers.storages') / 'lua'
-    text = '\n'.join((folder / f'{part}.lua').read_text() for part in ('slice', name))
-    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-
-#: The scripts by name, each with its SHA1 digest. They are read when the module is imported,
-#: since reading them imports others, in the middle of which a child could be forked.
-_SCRIPTS = {name: _read_script(name) for name in ('read', 'commit', 'write')}
-
-
-def _new_client(url: str, options: dict[str, Any]) -> redis.Redis:
-    try:
-        client = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            retry=Retry(NoBackoff(), 0),
-            **{**CLIENT_OPTIONS, **options},
-        )
-        # Made without connecting, to find out now whether it understands its options.
-        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
-    except (TypeError, ValueError) as exc:
-        raise StorageNotConfigured(
-            f'triggers_storage ({public_url(url)}) or triggers_storage_options ({options}) '
-            f'are nothing that redis-py understands: {exc}'
-        ) from exc
-    return client
-
-
-#: This process's clients; the connections of each are pooled.
-_clients: Shared[redis.Redis] = Shared(_new_client)
-
-
-def _renew_pools() -> None:
-    """Give each client a new pool in a forked child.
-
-    redis-py notices the fork too, but then waits for a lock of its pool, which a thread
-    of the parent may have held.
-    """
-    for client in _clients:
-        old = client.connection_pool
-        client.connection_pool = type(old)(
-            connection_class=old.connection_class,
-            max_connections=old.max_connections,
-            **old.connection_kwargs,
-        )
-
-
-os.register_at_fork(after_in_child=_renew_pools)
 
 
 @storage_backends.register('redis')
@@ -126,66 +54,110 @@ class RedisStorageBackend(StorageBackend):
 
     def _open(self) -> None:
         assert self.url is not None
-        self._client = _clients.get(self.url, options=self.options)
+        self._server = servers.get(self.url, options=self.options)
         base = _base(self.settings.key_prefix, self.uid)
         self._base = base
         self._keys = (f'{base}:s:{self.uid}', f'{base}:w:{self.uid}')
+        self._dues = f'{base}:d'
+        # The length first, so that no session's entries look like another's.
+        self._owner = f'{len(self.uid)}:{self.uid}'
 
     # ----------------------------------------------------------- the contract
 
     def _read(self, request: Request) -> Slice:
-        return _slice(self._run(*self._read_call(request)), request)
+        return _slice(self._server.run(self._read_call(request)), request)
 
     def _commit(self, commit: Commit, request: Request) -> Slice | None:
-        found = self._run(*self._commit_call(commit, request), changes=True)
+        found = self._server.run(self._commit_call(commit, request), changes=True)
         return None if found is None else _slice(found, request)
 
     @classmethod
     def _answers(cls, questions: Sequence[Question]) -> list[Slice | Exception | None]:
         """Answer them in one round trip for each server that they are for."""
-        if len(questions) < 2:
-            return super()._answers(questions)
-        clients: dict[Any, dict[int, Question]] = {}
-        for index, question in enumerate(questions):
-            clients.setdefault(_own(question)._client, {})[index] = question
-        found: dict[int, Slice | Exception | None] = {}
-        for client, group in clients.items():
-            found.update(zip(group, _pipelined(client, list(group.values())), strict=True))
-        return [found[index] for index in range(len(questions))]
+        calls = [
+            (_own(question.storage)._server, _own(question.storage)._call(question))
+            for question in questions
+        ]
+        answers: list[Slice | Exception | None] = []
+        for question, found in zip(questions, _asked_of(calls, changes=False), strict=True):
+            if isinstance(found, StorageUnavailable):
+                found.outcome_unknown = question.commit is not None
+            elif found is not None:
+                found = _slice(found, question.request)
+            answers.append(found)
+        return answers
 
     def _write(self, write: Write) -> tuple[bool, Row | None]:
-        asked = [
-            write.name,
-            write.incarnation,
-            [_pairs(guard) for guard in write.guards],
-            _pairs(write.changes),
-        ]
-        applied, row = self._run('write', self._keys[:1], (_json(asked),), changes=True)
-        return bool(applied), _unpack(row) if row else None
+        return _written(self._server.run(self._write_call(write), changes=True))
 
-    def _delete(self) -> bool:
-        return bool(self._guarded(self._client.delete, *self._keys, changes=True))
+    @classmethod
+    def write_many(
+        cls, writes: Sequence[tuple[StorageBackend, Write]]
+    ) -> list[tuple[bool, Row | None] | StorageUnavailable]:
+        """Make them in one round trip for each server that they are for."""
+        calls = [
+            (_own(storage)._server, _own(storage)._write_call(write)) for storage, write in writes
+        ]
+        return [
+            found if isinstance(found, StorageUnavailable) else _written(found)
+            for found in _asked_of(calls, changes=True)
+        ]
+
+    def _delete(self, version: str | None = None) -> bool:
+        call = 'delete', (*self._keys, self._dues), (version or '', self._owner)
+        return bool(self._server.run(call, changes=True))
 
     def _configuration(self, digest: str) -> str | None:
-        text: str | None = self._guarded(self._client.get, f'{self._base}:c:{digest}')
+        text: str | None = self._server.guarded(
+            self._server.client.get, f'{self._base}:c:{digest}'
+        )
         return text
+
+    # ------------------------------------------------------ the place as a whole
 
     @classmethod
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
-        url = url or cls.default_url
-        client = _clients.get(url, options=settings.storage_options)
+        server = cls._server_at(url, settings)
         space, literal = (_literal(text) for text in (settings.key_prefix, prefix))
         # A uid may look like the keys around it, which the pattern alone cannot tell.
         own = re.compile(re.escape(settings.key_prefix) + r':\{\d+\}:s:(.+)', re.DOTALL)
-        found = set()
-        try:
-            for key in client.scan_iter(f'{space}:{{*}}:s:{literal}*', count=1000):
-                match = own.fullmatch(key)
-                if match and match[1].startswith(prefix):
-                    found.add(match[1])
-        except _DOWN as exc:
-            raise StorageUnavailable(f'Redis at {public_url(url)} did not answer: {exc}') from exc
-        return iter(found)
+        pattern = f'{space}:{{*}}:s:{literal}*'
+        keys = server.guarded(lambda: list(server.client.scan_iter(pattern, count=1000)))
+        matches = (own.fullmatch(key) for key in keys)
+        return iter({match[1] for match in matches if match and match[1].startswith(prefix)})
+
+    @classmethod
+    def take_due(
+        cls, url: str | None, settings: Settings, *, limit: int, push: int, gap: int
+    ) -> Taken:
+        arguments = (str(-(-limit // SHARDS)), str(push), str(gap))
+        calls = [('take', (f'{s}:d', f'{s}:z'), arguments) for s in _shards(settings)]
+        taken = Taken(0, [])
+        for found in cls._server_at(url, settings).run_many(calls, changes=True):
+            if isinstance(found, StorageUnavailable):
+                # What the other shards gave comes again when its new date has come.
+                raise found
+            now, members, calm, more, following = found
+            taken.now = max(taken.now, int(now))
+            taken.more = taken.more or bool(more)
+            if following:
+                at = int(float(following))
+                taken.next_at = at if taken.next_at is None else min(taken.next_at, at)
+            for member, at in zip(members[::2], members[1::2], strict=True):
+                taken.entries.append(Due(*_owned(member), int(float(at)), bool(calm)))
+        return taken
+
+    @classmethod
+    def due_dates(cls, url: str | None, settings: Settings) -> Iterator[tuple[str, str, int]]:
+        server = cls._server_at(url, settings)
+        for shard in _shards(settings):
+            dates = server.guarded(server.client.zrange, f'{shard}:d', 0, -1, False, True)
+            for member, at in dates:
+                yield (*_owned(member), int(at))
+
+    @classmethod
+    def _server_at(cls, url: str | None, settings: Settings) -> Server:
+        return servers.get(url or cls.default_url, options=settings.storage_options)
 
     # ---------------------------------------------------------------- helpers
 
@@ -200,7 +172,7 @@ class RedisStorageBackend(StorageBackend):
     def _commit_call(self, commit: Commit, request: Request) -> Call:
         event, text, seconds = commit.passing or (request.passing, '', 0)
         digest, configuration = commit.configuration or ('', '')
-        keys = (*self._keys, self._passing_key(event), f'{self._base}:c:{digest}')
+        keys = (*self._keys, self._passing_key(event), self._dues, f'{self._base}:c:{digest}')
         changes = [
             commit.expected,
             f'{commit.incarnation} {commit.version}',
@@ -213,92 +185,62 @@ class RedisStorageBackend(StorageBackend):
             text,
             seconds,
             configuration,
+            self._owner,
+            commit.dues,
         ]
         return 'commit', keys, (_asked(request), _json(changes))
+
+    def _write_call(self, write: Write) -> Call:
+        asked = [
+            write.name,
+            write.incarnation,
+            [_pairs(guard) for guard in write.guards],
+            _pairs(write.changes),
+            '' if write.due is None else _text(write.due),
+            self._owner,
+        ]
+        return 'write', (self._keys[0], self._dues), (_json(asked),)
 
     def _passing_key(self, event: str) -> str:
         name = f'{len(self.uid)}:{self.uid}{event}'
         return f'{self._base}:p:{hashlib.sha256(name.encode()).hexdigest()[:32]}'
 
-    def _run(
-        self, name: str, keys: Sequence[str], args: Sequence[str], *, changes: bool = False
-    ) -> Any:
-        command = self._client.execute_command
+
+def _own(storage: StorageBackend) -> RedisStorageBackend:
+    assert isinstance(storage, RedisStorageBackend)
+    return storage
+
+
+def _asked_of(calls: Sequence[tuple[Server, Call]], *, changes: bool) -> list[Any]:
+    """Run scripts, those on one server in one round trip; return answers or errors."""
+    groups: dict[Server, dict[int, Call]] = {}
+    for index, (server, call) in enumerate(calls):
+        groups.setdefault(server, {})[index] = call
+    answers: dict[int, Any] = {}
+    for server, group in groups.items():
         try:
-            return self._guarded(command, *_by_digest(name, keys, args), changes=changes)
-        except redis.exceptions.NoScriptError:
-            text = _SCRIPTS[name][0]
-            return self._guarded(
-                command, 'EVAL', text, len(keys), *keys, *args, changes=changes
-            )
-
-    def _guarded(self, call: Any, *args: Any, changes: bool = False) -> Any:
-        """Call Redis; repeat once, since a pooled connection may have been closed.
-
-        Repeating a change is safe: a commit meets its own version, and a conditional
-        write its own token.
-        """
-        try:
-            try:
-                with _gate:
-                    return call(*args)
-            except redis.exceptions.ConnectionError:
-                time.sleep(0.01)
-                with _gate:
-                    return call(*args)
-        except redis.exceptions.NoScriptError:
-            raise
-        except redis.exceptions.ResponseError as exc:
-            raise StorageUnavailable(
-                f'Redis at {self.place} refused: {exc}', outcome_unknown=changes
-            ) from exc
-        except _DOWN as exc:
-            raise StorageUnavailable(
-                f'Redis at {self.place} did not answer: {exc}', outcome_unknown=changes
-            ) from exc
+            found = server.run_many(list(group.values()), changes=changes)
+        except StorageUnavailable as exc:
+            # One for each, since each is told whose it is.
+            found = [StorageUnavailable(str(exc), outcome_unknown=changes) for _ in group]
+        answers.update(zip(group, found, strict=True))
+    return [answers[index] for index in range(len(calls))]
 
 
-def _by_digest(name: str, keys: Sequence[str], args: Sequence[str]) -> tuple[Any, ...]:
-    return ('EVALSHA', _SCRIPTS[name][1], len(keys), *keys, *args)
+def _shards(settings: Settings) -> Iterator[str]:
+    for shard in range(SHARDS):
+        yield f'{settings.key_prefix}:{{{shard}}}'
 
 
-def _own(question: Question) -> RedisStorageBackend:
-    assert isinstance(question.storage, RedisStorageBackend)
-    return question.storage
+def _written(answer: tuple[int, str | None]) -> tuple[bool, Row | None]:
+    applied, row = answer
+    return bool(applied), _unpack(row) if row else None
 
 
-def _pipelined(
-    client: Any, questions: Sequence[Question]
-) -> list[Slice | Exception | None]:
-    """Ask one server everything at once."""
-    commands = [_by_digest(*_own(question)._call(question)) for question in questions]
-
-    def send() -> list[Any]:
-        with client.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            answers: list[Any] = pipeline.execute(raise_on_error=False)
-            return answers
-
-    try:
-        found = _own(questions[0])._guarded(send)
-    except StorageUnavailable as exc:
-        return [
-            StorageUnavailable(str(exc), outcome_unknown=question.commit is not None)
-            for question in questions
-        ]
-    return [_answer(*pair) for pair in zip(questions, found, strict=True)]
-
-
-def _answer(question: Question, found: Any) -> Slice | Exception | None:
-    if isinstance(found, redis.exceptions.NoScriptError):
-        # A server that was restarted: asking alone teaches it the script.
-        return StorageBackend._answers([question])[0]
-    if isinstance(found, _DOWN):
-        return StorageUnavailable(f'Redis at {question.storage.place} refused: {found}')
-    if found is None or isinstance(found, Exception):
-        return found
-    return _slice(found, question.request)
+def _owned(member: str) -> tuple[str, str]:
+    """Return the uid and the name that a due date is of."""
+    length, _, rest = member.partition(':')
+    return rest[: int(length)], rest[int(length) :]
 
 
 def _slice(text: str, request: Request) -> Slice:
@@ -385,7 +327,9 @@ def _pack(row: Row) -> str:
 
 def _unpack(packed: str) -> Row:
     state, _, body = packed.partition('\n')
-    rev, status, attempt, token, lease, sends, due, changed, claimed, task_id = state.split('|')
+    (
+        rev, status, attempt, token, lease, sends, eta, changed, claimed, loss, spared, task_id,
+    ) = state.split('|')
     return Row(
         int(rev),
         status,
@@ -393,9 +337,11 @@ def _unpack(packed: str) -> Row:
         _unescape(token),
         int(lease),
         int(sends),
-        int(due),
+        int(eta),
         int(changed),
         int(claimed),
+        _unescape(loss),
+        int(spared),
         _unescape(task_id),
         body,
     )

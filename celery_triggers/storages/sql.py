@@ -23,12 +23,15 @@ from celery_triggers.storages.base import Shared, StorageBackend
 from celery_triggers.storages.records import (
     STATE_COLUMNS,
     Commit,
+    Due,
     Request,
     Row,
     Slice,
+    Taken,
     Write,
     apply_write,
     host_time,
+    moment_of,
 )
 
 try:
@@ -79,6 +82,8 @@ class _Database:
         self.gate = ForkGate(_FORK_PATIENCE, self._disconnect)
         self._connected = False
         self._has_tables = False
+        #: When this process last noted that it looked at due dates.
+        self.noted_at = 0
         self.engine = sa.create_engine(parsed, **{**options, 'connect_args': connect_args})
         event.listen(self.engine, 'connect', self._on_connect)
         event.listen(self.engine, 'begin', _on_begin)
@@ -186,17 +191,27 @@ class SQLStorageBackend(StorageBackend):
                 self._statements.row_to_write, {**place, 'incarnation': write.incarnation}
             ).one_or_none()
             if found is None:
+                if write.due is not None:
+                    self._drop_leftover(connection, write.name)
                 return False, None
-            row = Row(*found)
-            changed = apply_write(write, row, host_time())
+            row, now = Row(*found), host_time()
+            changed = apply_write(write, row, now)
             if changed is None:
                 return False, row
             state = {name: getattr(changed, name) for name in STATE_COLUMNS}
             connection.execute(self._statements.update_state, {**place, **state})
+            if write.due is not None:
+                self._put_due(connection, write.name, moment_of(write.due, now))
             return True, changed
 
-    def _delete(self) -> bool:
+    def _delete(self, version: str | None = None) -> bool:
         with self._database.transaction(write=True) as connection:
+            if version is not None:
+                found = connection.execute(
+                    self._statements.session, {'sid': self._sid}
+                ).one_or_none()
+                if found is None or found.version != version:
+                    return False
             counts = [
                 connection.execute(statement, {'sid': self._sid}).rowcount
                 for statement in self._statements.delete_session
@@ -212,13 +227,49 @@ class SQLStorageBackend(StorageBackend):
 
     @classmethod
     def uids(cls, url: str | None, settings: Settings, prefix: str = '') -> Iterator[str]:
-        database = _databases.get(
-            url or cls.default_url, settings.key_prefix, options=settings.storage_options
-        )
+        database = cls._database_at(url, settings)
         with database.transaction(write=False) as connection:
             found = connection.scalars(database.statements.uids).all()
         # LIKE folds case in SQLite and treats some characters specially.
         return iter([name for name in found if name.startswith(prefix)])
+
+    @classmethod
+    def take_due(
+        cls, url: str | None, settings: Settings, *, limit: int, push: int, gap: int
+    ) -> Taken:
+        database = cls._database_at(url, settings)
+        statements = database.statements
+        if _nothing_to_note(database, gap):
+            with database.transaction(write=False) as connection:
+                now, at = host_time(), connection.scalar(statements.next_due)
+            if at is None or at > now:
+                return Taken(now, [], next_at=at)
+        with database.transaction(write=True) as connection:
+            now = host_time()
+            calm = _note_sweep(connection, statements, now, gap)
+            database.noted_at = now
+            found = connection.execute(
+                statements.dues_until, {'now': now, 'most': limit}
+            ).all()
+            if found:
+                moves = [{'in': due.sid, 'of': due.iid, 'to': now + push} for due in found]
+                connection.execute(statements.move_due, moves)
+            entries = [Due(due.uid, due.name, due.at, calm) for due in found]
+            next_at = connection.scalar(statements.next_due)
+        return Taken(now, entries, len(entries) >= limit, next_at)
+
+    @classmethod
+    def due_dates(cls, url: str | None, settings: Settings) -> Iterator[tuple[str, str, int]]:
+        database = cls._database_at(url, settings)
+        with database.transaction(write=False) as connection:
+            found = connection.execute(database.statements.all_dues).all()
+        return iter([(due.uid, due.name, due.at) for due in found])
+
+    @classmethod
+    def _database_at(cls, url: str | None, settings: Settings) -> _Database:
+        return _databases.get(
+            url or cls.default_url, settings.key_prefix, options=settings.storage_options
+        )
 
     # ---------------------------------------------------------------- reading
 
@@ -333,6 +384,8 @@ class SQLStorageBackend(StorageBackend):
                 connection.execute(statement, parameters)
         self._put_passing(connection, commit)
         self._put_configuration(connection, commit)
+        for name, at in commit.dues.items():
+            self._put_due(connection, name, at)
 
     def _put_passing(self, connection: sa.Connection, commit: Commit) -> None:
         if commit.passing is None:
@@ -354,6 +407,43 @@ class SQLStorageBackend(StorageBackend):
             connection.execute(
                 self._statements.insert_configuration, {'digest': digest, 'text': text}
             )
+
+
+    def _put_due(self, connection: sa.Connection, name: str, at: int) -> None:
+        place = {'in': self._sid, 'of': _hash(name)}
+        if not at:
+            connection.execute(self._statements.delete_due, place)
+        elif not connection.execute(self._statements.move_due, {**place, 'to': at}).rowcount:
+            connection.execute(
+                self._statements.insert_due,
+                {'sid': self._sid, 'iid': _hash(name), 'uid': self.uid, 'name': name, 'at': at},
+            )
+
+    def _drop_leftover(self, connection: sa.Connection, name: str) -> None:
+        """Remove the due date of an instance that does not exist in any incarnation."""
+        statement = self._statements.rows
+        if connection.execute(statement, {'sid': self._sid, 'ids': [_hash(name)]}).first() is None:
+            self._put_due(connection, name, 0)
+
+
+def _nothing_to_note(database: _Database, gap: int) -> bool:
+    """Tell whether this process noted so lately that it looks that nobody need write it."""
+    return 0 <= host_time() - database.noted_at < gap // 4
+
+
+def _note_sweep(connection: sa.Connection, statements: Statements, now: int, gap: int) -> bool:
+    """Remember that due dates are looked at now; tell whether that was done all the time."""
+    found = connection.execute(statements.last_sweep).one_or_none()
+    taken_at, restless = found or (None, 0)
+    if taken_at is None or now - taken_at > gap:
+        restless = now + gap
+    # A clock that was ahead for a while must not leave it restless for as long.
+    restless = min(restless, now + gap)
+    connection.execute(statements.delete_sweep)
+    connection.execute(
+        statements.insert_sweep, {'id': 1, 'taken_at': now, 'restless_until': restless}
+    )
+    return bool(now >= restless)
 
 
 def _chunked(names: Sequence[str]) -> Iterator[list[str]]:

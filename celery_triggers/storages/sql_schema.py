@@ -46,9 +46,11 @@ class Tables:
             sa.Column('token', sa.String(64), nullable=False),
             sa.Column('lease', sa.BigInteger, nullable=False),
             sa.Column('sends', sa.Integer, nullable=False),
-            sa.Column('due', sa.BigInteger, nullable=False),
+            sa.Column('eta', sa.BigInteger, nullable=False),
             sa.Column('changed', sa.BigInteger, nullable=False),
             sa.Column('claimed', sa.BigInteger, nullable=False),
+            sa.Column('loss', sa.String(32), nullable=False),
+            sa.Column('spared', sa.Integer, nullable=False),
             sa.Column('task_id', text, nullable=False),
             sa.Column('body', text, nullable=False),
         )
@@ -71,7 +73,24 @@ class Tables:
             sa.Column('digest', key, primary_key=True),
             sa.Column('text', text, nullable=False),
         )
-        self.of_session = (self.sessions, self.entries, self.instances, self.waiting, self.passing)
+        # An instance's due date, or the session's own under the hash of no name.
+        self.dues = sa.Table(
+            f'{prefix}_dues', self.metadata,
+            sa.Column('sid', key, primary_key=True),
+            sa.Column('iid', key, primary_key=True),
+            sa.Column('uid', text, nullable=False),
+            sa.Column('name', text, nullable=False),
+            sa.Column('at', sa.BigInteger, nullable=False, index=True),
+        )
+        self.sweeps = sa.Table(
+            f'{prefix}_sweeps', self.metadata,
+            sa.Column('id', sa.Integer, primary_key=True),
+            sa.Column('taken_at', sa.BigInteger, nullable=False),
+            sa.Column('restless_until', sa.BigInteger, nullable=False),
+        )
+        self.of_session = (
+            self.sessions, self.entries, self.instances, self.waiting, self.passing, self.dues,
+        )
 
 
 def _bound(name: str) -> Any:
@@ -91,6 +110,7 @@ class Statements:
         self._build_session(tables)
         self._build_rows(tables)
         self._build_rest(tables)
+        self._build_dues(tables)
 
     def _build_reads(self, tables: Tables) -> None:
         """Read a part (``ids``: hashes of names) or the whole of a session."""
@@ -174,3 +194,22 @@ class Statements:
         self.delete_passing = sa.delete(passing).where(passing.c.until <= _bound('now'))
         self.insert_passing = sa.insert(passing)
         self.insert_configuration = sa.insert(tables.configurations)
+
+    def _build_dues(self, tables: Tables) -> None:
+        """Set, move and take due dates."""
+        dues, sweeps = tables.dues, tables.sweeps
+        here = dues.c.sid == _bound('in'), dues.c.iid == _bound('of')
+        self.move_due = sa.update(dues).where(*here).values(at=_bound('to'))
+        self.insert_due = sa.insert(dues)
+        self.delete_due = sa.delete(dues).where(*here)
+        self.all_dues = sa.select(dues.c.uid, dues.c.name, dues.c.at)
+        self.dues_until = (
+            sa.select(dues.c.sid, dues.c.iid, dues.c.uid, dues.c.name, dues.c.at)
+            .where(dues.c.at <= _bound('now'))
+            .order_by(dues.c.at)
+            .limit(_bound('most'))
+        )
+        self.next_due = sa.select(sa.func.min(dues.c.at))
+        self.last_sweep = sa.select(sweeps.c.taken_at, sweeps.c.restless_until)
+        self.delete_sweep = sa.delete(sweeps)
+        self.insert_sweep = sa.insert(sweeps)

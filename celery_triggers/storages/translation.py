@@ -48,6 +48,12 @@ _HEAD_NAMES = {short: name for name, short in _HEAD_SHORT.items()}
 _HEAD_KEYS = [(name, short, getattr(Head(), name)) for name, short in _HEAD_SHORT.items()]
 
 
+#: What a row's body holds besides the kwargs; what is empty is left out.
+_BODY = (
+    'metadata', 'times', 'depth', 'log_level', 'logs_resolved', 'lost', 'message', 'cascade',
+)
+
+
 def to_request(plan: Plan, passing: str = '') -> Request:
     """Return what to read for a plan."""
     if plan.whole:
@@ -89,6 +95,11 @@ def head_from_text(text: str) -> Head:
             f'a newer version of celery_triggers stored this session (format {written}, '
             f'this one knows {FORMAT}); upgrade this process'
         )
+    if written < FORMAT:
+        raise TriggersError(
+            f'an unreleased version of celery_triggers stored this session (format {written}, '
+            f'this one knows {FORMAT}); delete it, or finish it with that version'
+        )
     return Head(**{_HEAD_NAMES[key]: value for key, value in values.items()})
 
 
@@ -96,7 +107,7 @@ def instance_to_row(instance: Instance, codec: Codec) -> Row:
     """Return an instance as a row, one revision on."""
     # Pairs, since kombu's JSON reads an object with certain keys as something else.
     body: dict[str, Any] = {'kwargs': list(instance.received.items())}
-    for name in ('metadata', 'times', 'depth', 'log_level', 'logs_resolved'):
+    for name in _BODY:
         value = getattr(instance, name)
         if value:
             body[name] = value
@@ -107,9 +118,11 @@ def instance_to_row(instance: Instance, codec: Codec) -> Row:
         instance.token,
         instance.lease,
         instance.sends,
-        instance.due,
+        instance.eta,
         instance.changed,
         instance.claimed,
+        instance.loss,
+        instance.spared,
         instance.task_id,
         codec.dumps(body),
     )
@@ -128,10 +141,12 @@ def row_to_instance(name: str, row: Row, codec: Codec) -> Instance:
         token=row.token,
         lease=row.lease,
         sends=row.sends,
-        due=row.due,
+        eta=row.eta,
         rev=row.rev,
         changed=row.changed,
         claimed=row.claimed,
+        loss=row.loss,
+        spared=row.spared,
         received=dict(body.pop('kwargs')),
         **body,
     )
@@ -186,6 +201,7 @@ def to_commit(step: Step, found: Slice, version: str, codec: Codec, history: int
         configuration=(
             (configuration.digest, configuration.text) if configuration is not None else None
         ),
+        dues=dict(step.dues),
     )
     for event, record in passing.items():
         commit.passing = (event, _event_to_text(record), PASSING_SECONDS)

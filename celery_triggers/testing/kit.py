@@ -64,8 +64,15 @@ class _Alone:
     def check_storage(self, storage: Any) -> None:
         """Let sessions be anywhere: nobody else looks for them."""
 
-    def dispatch(self, release: Any) -> None:
-        """Leave a released instance scheduled, for the test to look at."""
+    def dispatch(self, releases: Any) -> int:
+        """Leave released instances scheduled, for the test to look at."""
+        return 0
+
+    def stored_outcome(self, task_id: str) -> None:
+        """Know of no result."""
+
+    def makes_claims(self, task_name: str) -> None:
+        """Know of no task."""
 
 
 class _TestContext(TaskContext):

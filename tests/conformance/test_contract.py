@@ -14,11 +14,11 @@ from celery_triggers.storages.records import Commit, Request, Row, Slice, Storag
 from tests.support import Medium, delivery, statuses
 
 WHOLE = Request(whole=True)
-HEAD = '{"format":1}'
+HEAD = '{"format":2}'
 
 
 def row(rev: int = 1, status: str = 'unstarted', body: str = '{"kwargs":{}}', **values: Any) -> Row:
-    texts = {'status': status, 'token': '', 'task_id': '', 'body': body}
+    texts = {'status': status, 'token': '', 'loss': '', 'task_id': '', 'body': body}
     return Row(**{**dict.fromkeys(Row._fields, 0), **texts, 'rev': rev, **values})
 
 
@@ -143,7 +143,7 @@ def test_a_commit_changes_what_it_says(filled: StorageBackend):
         filled,
         'v1',
         'v2',
-        head='{"format":1,"firings":1}',
+        head='{"format":2,"firings":1}',
         puts={'l:a': '9:{}', 'l:new': '1:{}'},
         drops=['h:1', 'h:missing'],
         rows={'t_a#0': row(2, 'scheduled'), 't_c#0': row()},
@@ -151,7 +151,7 @@ def test_a_commit_changes_what_it_says(filled: StorageBackend):
         waits_removed=[('a', 't_a#0'), ('b', 't_a#0'), ('never', 't_a#0')],
     )
     version, head, entries, rows, waiting = everything(filled)
-    assert (version, head) == ('v2', '{"format":1,"firings":1}')
+    assert (version, head) == ('v2', '{"format":2,"firings":1}')
     assert entries == {
         't:t_a': '3,2,2', 'l:a': '9:{}', 'l:b': '2:{"x":1}', 'l:new': '1:{}', 'e:one': '{}'
     }
@@ -297,7 +297,7 @@ def test_a_write_needs_one_of_its_guards_whole(filled: StorageBackend):
         [],
         [{'status': 'running'}],
         [{'status': 'unstarted', 'token': 'x'}],
-        [{'attempt': 1}, {'rev': 2}, {'task_id': 'x'}, {'due': 1}],
+        [{'attempt': 1}, {'rev': 2}, {'task_id': 'x'}, {'eta': 1}],
     ],
 )
 def test_a_write_without_a_matching_guard_answers_the_row_and_changes_nothing(
@@ -324,14 +324,14 @@ def test_a_write_to_a_session_that_does_not_exist_does_nothing(backend: StorageB
 
 def test_a_write_can_set_the_storages_time(filled: StorageBackend):
     before = filled._read(Request()).now
-    changes = {'lease': StorageTime(60_000), 'changed': StorageTime(), 'due': StorageTime(-5)}
+    changes = {'lease': StorageTime(60_000), 'changed': StorageTime(), 'eta': StorageTime(-5)}
     applied, found = filled._write(Write('t_a#0', 'i1', [{}], changes))
     after = filled._read(Request()).now
     assert applied
     assert found is not None
     assert before <= found.changed <= after
     assert found.lease == found.changed + 60_000
-    assert found.due == found.changed - 5
+    assert found.eta == found.changed - 5
 
 
 NASTY = ['a|b', 'a%b', '%7C', 'a+b', '+5', 'line\nline', 'a\x00b', '', '☃ 🎉', "q'uo\"te", '\\']
@@ -360,9 +360,9 @@ def test_bodies_and_entries_hold_any_text(backend: StorageBackend, body: str):
 
 def test_large_numbers_are_kept_exactly(filled: StorageBackend):
     moment = 253_402_300_799_999
-    changes = {'lease': moment, 'due': moment, 'attempt': 2**31 - 1}
+    changes = {'lease': moment, 'eta': moment, 'attempt': 2**31 - 1}
     _, found = filled._write(Write('t_a#0', 'i1', [{}], changes))
-    assert found == row(2, lease=moment, due=moment, attempt=2**31 - 1)
+    assert found == row(2, lease=moment, eta=moment, attempt=2**31 - 1)
     assert filled._write(Write('t_a#0', 'i1', [{'lease': moment}], {'lease': 0}))[0]
 
 
@@ -472,14 +472,14 @@ def test_many_uids_are_found_once_each(medium: Medium):
 def test_what_is_stored_carries_its_format(medium: Medium):
     manager = medium.manager({'t_a': {'after': ['a'], 'run': 'x'}})
     manager.fire('a')
-    assert '"format":1' in manager.storage._read(Request()).head
+    assert '"format":2' in manager.storage._read(Request()).head
 
 
 def test_a_newer_format_is_refused_and_left_alone(medium: Medium):
     manager = medium.manager({'t_a': {'after': ['a'], 'run': 'x'}})
     manager.fire('b')
     version = manager.storage._read(Request()).version
-    apply(manager.storage, version, 'v2', head='{"format":2,"something":"else"}')
+    apply(manager.storage, version, 'v2', head='{"format":3,"something":"else"}')
     before = everything(manager.storage)
     for action in (
         lambda: manager.fire('a'),

@@ -24,7 +24,7 @@ TASKS: dict[str, Any] = {
 @contextmanager
 def commands(manager: TriggerManager) -> Iterator[list[str]]:
     """Note the commands that are sent to Redis, each a round trip."""
-    client: Any = manager.storage._client  # type: ignore[attr-defined]
+    client: Any = manager.storage._server.client  # type: ignore[attr-defined]
     real, sent = client.execute_command, []
 
     def counting(*args: Any, **options: Any) -> Any:
@@ -186,10 +186,11 @@ def test_the_statements_of_a_firing_that_releases(sql_medium: Medium):
     manager = warmed_up(sql_medium)
     with statements(manager) as sent:
         manager.fire('b')
-    # Beside the above: the row of the instance, and that it does not wait any more.
+    # Beside the above: the row of the instance, that it does not wait any more, its due date.
     assert sent == [
         *READ,
         'BEGIN', 'UPDATE', 'UPDATE', 'DELETE', 'INSERT', 'DELETE', 'DELETE', 'INSERT',
+        'UPDATE', 'INSERT',
     ]
 
 
@@ -199,7 +200,7 @@ def test_the_statements_of_a_claim_and_of_an_outcome(sql_medium: Medium):
     run = delivery(manager, 't_join#0')
     with statements(manager) as sent:
         assert run.claim()
-    assert sent == ['BEGIN', 'SELECT', 'UPDATE']
+    assert sent == ['BEGIN', 'SELECT', 'UPDATE', 'UPDATE']
     with statements(manager) as sent:
         assert run.finish({'n': 1})
     assert sent == [

@@ -32,7 +32,7 @@ def pipelines(medium: Medium, spoil: Callable[[int], Any] = lambda _: None) -> I
     Args:
         spoil: Is called after each, with its number, in the place of its answer.
     """
-    client: Any = medium.backend()._client  # type: ignore[attr-defined]
+    client: Any = medium.backend()._server.client  # type: ignore[attr-defined]
     real, alone, sent = client.pipeline, client.execute_command, []
 
     def counting(*args: Any, **options: Any) -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -34,9 +35,17 @@ class World:
     def check_storage(self, storage: Any) -> None:
         pass
 
-    def dispatch(self, release: Release) -> None:
-        self.released.append(release.instance.name)
-        self.headers[release.instance.name] = release.header
+    def dispatch(self, releases: Sequence[Release]) -> int:
+        for release in releases:
+            self.released.append(release.instance.name)
+            self.headers[release.instance.name] = release.header
+        return len(releases)
+
+    def stored_outcome(self, task_id: str) -> None:
+        return None
+
+    def makes_claims(self, task_name: str) -> bool:
+        return True
 
     def async_result(self, task_id: str) -> Any:
         raise NotImplementedError

@@ -1,9 +1,10 @@
 -- Apply a commit whole if the version still holds, else answer with a fresh slice.
 --
--- KEYS[4]  string  the configuration with this digest
+-- KEYS[5]  string  the configuration with this digest
 -- ARGV[2]  JSON: {expected version, version and incarnation, head, {entry: value}, [drops],
 --          [[instance, expected rev, row]], [waits added], [waits removed],
---          passing text or '', its seconds, configuration or ''}
+--          passing text or '', its seconds, configuration or '', <uid length>:<uid>,
+--          {instance or '': due date}}
 
 local commit = cjson.decode(ARGV[2])
 local version = string.match(redis.call('HGET', KEYS[1], 'v') or '', ' (.*)$') or ''
@@ -22,5 +23,6 @@ for _, row in ipairs(commit[6]) do redis.call('HSET', KEYS[1], 'i:' .. row[1], r
 for _, member in ipairs(commit[8]) do redis.call('ZREM', KEYS[2], member) end
 for _, member in ipairs(commit[7]) do redis.call('ZADD', KEYS[2], 0, member) end
 if commit[9] ~= '' then redis.call('SET', KEYS[3], commit[9], 'EX', commit[10]) end
-if commit[11] ~= '' then redis.call('SETNX', KEYS[4], commit[11]) end
+if commit[11] ~= '' then redis.call('SETNX', KEYS[5], commit[11]) end
+for name, at in pairs(commit[13]) do set_due(KEYS[4], commit[12], name, at) end
 return false

@@ -3,6 +3,7 @@
 -- KEYS[1]  hash    v '<incarnation> <version>', m head, i:<instance> rows, entries by key
 -- KEYS[2]  zset    <trigger length>:<trigger>:<number, 10 digits>:<task>, all of score 0
 -- KEYS[3]  string  what came of the change with this made-up event id
+-- KEYS[4]  zset    due dates of the shard: <uid length>:<uid><instance or ''>, by milliseconds
 -- ARGV[1]  JSON: what is asked for, {whole, [entries], [instances], [trigger prefixes]}
 
 local function now_ms()
@@ -44,4 +45,13 @@ local function slice(request)
     string.format('%d', now_ms()), head[1] or '', head[2] or '', found, waiting,
     redis.call('GET', KEYS[3]) or '',
   })
+end
+
+-- Set the due date of an instance, or of the session where name is ''; 0 removes it.
+local function set_due(key, owner, name, at)
+  if at > 0 then
+    redis.call('ZADD', key, at, owner .. name)
+  else
+    redis.call('ZREM', key, owner .. name)
+  end
 end

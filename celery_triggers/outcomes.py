@@ -1,0 +1,69 @@
+"""How tasks ended, as the result backend keeps it: what is asked when nothing else is known."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+from celery import states
+from celery.backends.base import DisabledBackend
+
+from celery_triggers.wiring import StoredOutcome
+
+__all__ = ['StoredOutcomes']
+
+logger = logging.getLogger(__name__)
+
+#: For how many seconds a backend that did not answer is not asked again.
+PAUSE = 10.0
+
+
+class StoredOutcomes:
+    """Reads outcomes from one application's result backend.
+
+    Args:
+        app: The Celery application.
+    """
+
+    def __init__(self, app: Any):
+        self._app = app
+        self._paused_until = 0.0
+
+    def of(self, task_id: str) -> StoredOutcome | None:
+        """Return how a task ended, or ``None`` where that is not known.
+
+        Without a result backend, with ``ignore_result``, or while the backend is down
+        nothing is known.
+        """
+        backend = self._app.backend
+        if isinstance(backend, DisabledBackend) or time.monotonic() < self._paused_until:
+            return None
+        try:
+            meta = backend.get_task_meta(task_id, cache=False)
+        except NotImplementedError:
+            return None
+        except Exception as exc:  # noqa: BLE001
+            # A backend raises what its medium raises. Nothing hangs on it but a better answer.
+            self._paused_until = time.monotonic() + PAUSE
+            logger.warning('the result backend cannot be asked how %s ended: %s', task_id, exc)
+            return None
+        state = meta.get('status')
+        if state not in (states.SUCCESS, states.FAILURE, states.REVOKED):
+            return None
+        return StoredOutcome(state, meta.get('result'), _milliseconds(meta.get('date_done')))
+
+
+def _milliseconds(date: Any) -> int | None:
+    """Return a date of a result backend, which is in UTC if it does not say otherwise."""
+    if isinstance(date, str):
+        try:
+            date = datetime.fromisoformat(date)
+        except ValueError:
+            return None
+    if not isinstance(date, datetime):
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=timezone.utc)
+    return int(date.timestamp() * 1000)

@@ -1,0 +1,346 @@
+"""The sweep: one pass over what is overdue, and what is done about each of it.
+
+Every promise has a date by which it should have been kept. Most are kept, and their dates
+move or go without anybody looking at them. What is left is seen to here: nowhere else is
+a worker judged to be gone.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from celery_triggers.delivery import Delivery, exception_facts, lost_worker
+from celery_triggers.engine import plans
+from celery_triggers.engine.instances import Instance
+from celery_triggers.engine.session import Plan, Session
+from celery_triggers.engine.step import Step
+from celery_triggers.engine.transitions import WITH_DUE_DATE, Status
+from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.manager import TriggerManager
+from celery_triggers.registry import trigger_managers
+from celery_triggers.storages.base import StorageBackend
+from celery_triggers.storages.records import Due, StorageTime, Taken, Write
+from celery_triggers.storages.view import moment
+from celery_triggers.wiring import Application, StoredOutcome
+
+__all__ = ['Sweep', 'SweepReport']
+
+logger = logging.getLogger(__name__)
+
+#: How many due dates one pass takes.
+MOST_AT_ONCE = 1000
+
+
+@dataclass(slots=True)
+class SweepReport:
+    """What one pass did.
+
+    Attributes:
+        taken: How many due dates had come.
+        sent: Messages sent, for the first time or again.
+        repaired: Outcomes that only the result backend knew of.
+        again: Instances taken back from lost workers, to be run again.
+        replayed: Instances of lost workers that others took the place of.
+        failed: Instances that failed: their workers were lost, or no worker took them.
+        spared: Instances whose leases were extended, since nobody could have renewed them.
+        postponed: Those for which it was not time yet after all.
+        deleted: Sessions that had expired.
+        errors: Those that could not be seen to; they come again.
+        more: Whether more is due already.
+        next_at: When the next due date comes (UTC), ``None`` if there is none.
+    """
+
+    taken: int = 0
+    sent: int = 0
+    repaired: int = 0
+    again: int = 0
+    replayed: int = 0
+    failed: int = 0
+    spared: int = 0
+    postponed: int = 0
+    deleted: int = 0
+    errors: int = 0
+    more: bool = False
+    next_at: datetime | None = None
+
+    def __str__(self) -> str:
+        counts = (
+            f'{getattr(self, name)} {name}'
+            for name in self.__slots__
+            if name not in ('taken', 'more', 'next_at') and getattr(self, name)
+        )
+        return f'{self.taken} due: {", ".join(counts) or "nothing to do"}'
+
+
+@dataclass(slots=True)
+class Sweep:
+    """A pass over the due dates of one place.
+
+    Args:
+        application: Whose sessions are there.
+        storage: The class of their storage.
+        url: The place.
+    """
+
+    application: Application
+    storage: type[StorageBackend]
+    url: str | None
+    report: SweepReport = field(default_factory=SweepReport)
+
+    def run(self, limit: int = MOST_AT_ONCE) -> SweepReport:
+        """Take what is due and see to it.
+
+        Raises:
+            StorageUnavailable: The storage did not say what is due.
+        """
+        for due in self.take(limit).entries:
+            if not self.see_to(due):
+                break
+        return self.report
+
+    def take(self, limit: int = MOST_AT_ONCE) -> Taken:
+        """Take what is due; nobody else gets the same."""
+        settings = self.application.settings.frozen()
+        # A lease that was renewed in time outlasts what is shorter than this.
+        gap = settings.lease / 2
+        taken = self.storage.take_due(
+            self.url,
+            settings,
+            limit=limit,
+            push=int(settings.dispatch_grace * 1000),
+            gap=int(gap * 1000),
+        )
+        self.report.taken = len(taken.entries)
+        self.report.more = taken.more
+        self.report.next_at = moment(taken.next_at) if taken.next_at is not None else None
+        return taken
+
+    def see_to(self, due: Due) -> bool:
+        """Do what is due; return ``False`` if the storage is down, so that nothing can be done.
+
+        Nothing that is wrong with one of them holds up the others: each comes again.
+        """
+        try:
+            storage = self.storage(due.uid, self.url, application=self.application)
+            manager: TriggerManager = trigger_managers.get('default', storage)
+            overdue: _Overdue = _OfInstance(manager, due) if due.name else _OfSession(manager)
+            what = overdue.see_to()
+        except StorageUnavailable as exc:
+            logger.warning('the sweep stops, what is due comes again: %s', exc)
+            self.report.errors += 1
+            return False
+        except Exception:
+            logger.exception('%s of session %r is due and cannot be seen to', due.name, due.uid)
+            what = 'errors'
+        if what:
+            setattr(self.report, what, getattr(self.report, what) + 1)
+        return True
+
+
+class _Overdue:
+    """What is done about something overdue."""
+
+    def see_to(self) -> str:
+        """Do it; return the report's word for what was done."""
+        raise NotImplementedError
+
+
+class _OfInstance(_Overdue):
+    """What is done about one overdue instance; methods return the report's word for it."""
+
+    def __init__(self, manager: TriggerManager, due: Due):
+        self.manager = manager
+        self.due = due
+        self.settings = manager.storage.settings
+        self.application = manager.storage.application
+
+    def see_to(self) -> str:
+        found = self.manager.storage.read(Plan(instances=frozenset({self.due.name})))
+        self.now, self.session = found.now, found.session
+        instance = self.session.instance(self.due.name)
+        if instance is None:
+            return self._forget(self.session, None)
+        self.instance = instance
+        if instance.status is Status.SCHEDULED:
+            return self._scheduled()
+        if instance.status is Status.RUNNING:
+            return self._running()
+        return self._forget(self.session, instance)
+
+    # --------------------------------------------------------------- scheduled
+
+    def _scheduled(self) -> str:
+        instance = self.instance
+        if instance.eta > self.now + self.settings.limits.dispatch_grace:
+            return self._postpone(instance.eta)
+        config = self.session.configuration.get(instance.task)
+        if config is None:
+            return self._fail('cannot be dispatched', 'the session no longer has its trigger task')
+        claims = self.application.makes_claims(config.run)
+        if instance.sends and not claims:
+            # Sent again it might run twice. Whoever does not know the task leaves it to others.
+            return self._repair() or self._postpone(self._later() if claims is False else None)
+        if instance.sends >= self.settings.max_deliveries:
+            return self._fail(
+                'not delivered',
+                f'no worker claimed it though its message was sent {instance.sends} times',
+            )
+        wrapped = self.manager.storage.wrap(self.session, instance)
+        head = self.session.head
+        serving = self.manager._serving(head.manager)
+        sent = serving.dispatch([wrapped], head.incarnation, self.now)
+        return 'sent' if sent else 'postponed'
+
+    def _later(self) -> int:
+        return self.now + int(self.settings.redeliver_after * 1000)
+
+    # ----------------------------------------------------------------- running
+
+    def _running(self) -> str:
+        instance = self.instance
+        if instance.lease > self.now:
+            return self._postpone(instance.lease)
+        if not self.due.calm and not instance.spared:
+            return self._spare()
+        return self._repair() or self._lose()
+
+    def _spare(self) -> str:
+        """Extend the lease once: while everything was down nobody could renew it."""
+        lease = StorageTime(int(self.settings.lease * 1000))
+        self._write({'lease': lease, 'spared': 1}, due=lease)
+        return 'spared'
+
+    def _lose(self) -> str:
+        """Take the instance back from a worker that did not renew its lease."""
+        token = self.instance.token
+        message = 'the worker that ran it did not renew its lease'
+
+        def decide(step: Step) -> str:
+            instance = self._same(step)
+            # Its worker may have been heard of just now.
+            if instance is None or instance.token != token or instance.lease > step.now:
+                return 'postponed'
+            step.lose(instance, lost_worker(message))
+            return {
+                Status.SCHEDULED: 'again', Status.REPLAYED: 'replayed',
+            }.get(instance.status, 'failed')
+
+        outcome = self.manager.change(plans.outcome(self.instance.name), decide)
+        what = outcome.value or 'postponed'
+        if what != 'postponed':
+            logger.warning(
+                '%s of session %r: %s; %s', self.instance.name, self.manager.uid, message,
+                {'again': 'it is run again', 'replayed': 'it is replayed'}.get(what, 'it fails'),
+            )
+        return what
+
+    def _same(self, step: Step) -> Instance | None:
+        """Return the instance if it is still the one that was due."""
+        instance = step.session.instance(self.instance.name)
+        if (
+            instance is None
+            or step.session.head.incarnation != self.session.head.incarnation
+            or (instance.status, instance.task_id, instance.attempt)
+            != (self.instance.status, self.instance.task_id, self.instance.attempt)
+        ):
+            return None
+        return instance
+
+    # ----------------------------------------------------------------- helpers
+
+    def _repair(self) -> str | None:
+        """Take the outcome from the result backend, if it has one that counts."""
+        stored = self.application.stored_outcome(self.instance.task_id)
+        if stored is None:
+            return None
+        delivery = self._delivery()
+        if stored.state == 'SUCCESS':
+            return 'repaired' if delivery.finish(stored.result) else None
+        if not self._is_newer(stored):
+            return None
+        if stored.state == 'REVOKED':
+            return 'repaired' if delivery.revoke('revoked') else None
+        facts = exception_facts(stored.result)
+        if facts['type'] == 'WorkerLostError':
+            return None
+        return 'repaired' if delivery.fail('raised', facts) else None
+
+    def _is_newer(self, stored: StoredOutcome) -> bool:
+        """Tell whether a failure is that of the present claim, not of an earlier run."""
+        since = self.instance.claimed or self.instance.changed
+        return stored.at is not None and stored.at >= since
+
+    def _fail(self, reason: str, message: str) -> str:
+        facts = {**exception_facts(None), 'message': message}
+        return 'failed' if self._delivery().fail(reason, facts) else 'postponed'
+
+    def _delivery(self) -> Delivery:
+        wrapped = self.manager.storage.wrap(self.session, self.instance)
+        header = self.manager._serving(self.session.head.manager).header(
+            wrapped, self.session.head.incarnation
+        )
+        return Delivery(self.manager, header, self.instance.token)
+
+    def _postpone(self, at: int | None) -> str:
+        """Move the due date to what it should be; ``None`` leaves it where the sweep put it."""
+        if at is not None:
+            self._write({}, due=at)
+        return 'postponed'
+
+    def _write(self, changes: dict[str, Any], due: int | StorageTime) -> None:
+        instance = self.instance
+        self.manager.storage.write(
+            Write(
+                instance.name,
+                self.session.head.incarnation,
+                guards=[
+                    {
+                        'status': instance.status.value,
+                        'task_id': instance.task_id,
+                        'attempt': instance.attempt,
+                        'token': instance.token,
+                        'lease': instance.lease,
+                    }
+                ],
+                changes=changes,
+                due=due,
+            )
+        )
+
+    def _forget(self, session: Session, instance: Instance | None) -> str:
+        """Remove a date that is left over."""
+        guards = [{'rev': instance.rev}] if instance is not None else []
+        self.manager.storage.write(
+            Write(self.due.name, session.head.incarnation, guards, {}, due=0)
+        )
+        return 'postponed'
+
+
+class _OfSession(_Overdue):
+    """What is done about a session whose time is over."""
+
+    def __init__(self, manager: TriggerManager):
+        self.manager = manager
+        self.storage = manager.storage
+
+    def see_to(self) -> str:
+        found = self.storage.read(Plan(whole=True))
+        expires = self.storage.settings.session_expires
+        if not found.exists or expires is None:
+            # A write to no instance removes the date that stands for the session.
+            self.storage.write(Write('', '', [], {}, due=0))
+            return 'postponed'
+        instances = found.session.instances.values()
+        over = found.session.head.clock + int(expires * 1000) <= found.now
+        if over and not any(instance.status in WITH_DUE_DATE for instance in instances):
+            return 'deleted' if self.storage.delete(found.slice.version) else 'postponed'
+        self.manager.change(plans.head_alone, _renew)
+        return 'postponed'
+
+
+def _renew(step: Step) -> None:
+    """Commit nothing but a new date at which the session may go."""
+    step.changed = step.session.head.incarnation != '' and step.new_configuration is None

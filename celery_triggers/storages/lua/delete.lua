@@ -1,0 +1,14 @@
+-- Remove a session with its due dates.
+--
+-- KEYS[1]  the session's hash; KEYS[2] its waiting instances; KEYS[3] the due dates
+-- ARGV[1]  the version that it must still have, or ''
+-- ARGV[2]  <uid length>:<uid>
+
+local version = string.match(redis.call('HGET', KEYS[1], 'v') or '', ' (.*)$') or ''
+if ARGV[1] ~= '' and ARGV[1] ~= version then return 0 end
+set_due(KEYS[3], ARGV[2], '', 0)
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if string.sub(field, 1, 2) == 'i:' then set_due(KEYS[3], ARGV[2], string.sub(field, 3), 0) end
+end
+redis.call('DEL', KEYS[2])
+return redis.call('DEL', KEYS[1])
