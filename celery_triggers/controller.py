@@ -19,6 +19,7 @@ from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import StorageUnavailable, TriggersError
 from celery_triggers.registry import trigger_managers
 from celery_triggers.storages.base import StorageBackend
+from celery_triggers.storages.records import StorageTime, Write
 from celery_triggers.storages.view import TaskInstance
 
 __all__ = ['Controller', 'Release']
@@ -45,6 +46,26 @@ class Release:
     header: dict[str, Any] = field(default_factory=dict)
     lineage: Mapping[str, Any] = field(default_factory=dict)
     delay: int = 0
+
+    def confirm_write(self) -> Write:
+        """Return what notes that the message was sent, unless its instance runs already."""
+        record = self.instance.record
+        # Later each time: a message that nobody takes is mostly one in a long queue.
+        seconds = self.manager.storage.settings.redeliver_after * 2**record.sends
+        return Write(
+            record.name,
+            str(self.header['incarnation']),
+            guards=[
+                {
+                    'status': Status.SCHEDULED.value,
+                    'task_id': record.task_id,
+                    'attempt': record.attempt,
+                    'sends': record.sends,
+                }
+            ],
+            changes={'sends': record.sends + 1},
+            due=StorageTime(int(seconds * 1000) + self.delay),
+        )
 
 
 class Controller:

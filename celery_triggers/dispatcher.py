@@ -12,14 +12,12 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery._state import get_current_worker_task
 from kombu.exceptions import OperationalError
 
-from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import Release
 from celery_triggers.publisher import Job, Publisher
 from celery_triggers.registry import task_runners
 from celery_triggers.runners import CeleryTaskRunner, EagerError, fail_dispatch
 from celery_triggers.settings import Settings
-from celery_triggers.storages.records import StorageTime, Write
 
 __all__ = ['Dispatcher']
 
@@ -164,10 +162,7 @@ class Dispatcher:
 
     def _confirm(self, releases: Sequence[Release]) -> None:
         """Note that messages were sent, unless their instances run already."""
-        after = self.settings.redeliver_after
-        writes = [
-            (release.manager.storage, _confirmation(release, after)) for release in releases
-        ]
+        writes = [(release.manager.storage, release.confirm_write()) for release in releases]
         if not writes:
             return
         storage = type(writes[0][0])
@@ -175,26 +170,6 @@ class Dispatcher:
             if isinstance(answer, StorageUnavailable):
                 logger.warning('messages were sent and may be sent again: %s', answer)
                 return
-
-
-def _confirmation(release: Release, redeliver_after: float) -> Write:
-    record = release.instance.record
-    # Later each time: a message that nobody takes is mostly one in a long queue.
-    seconds = redeliver_after * 2**record.sends
-    return Write(
-        release.instance.name,
-        str(release.header['incarnation']),
-        guards=[
-            {
-                'status': Status.SCHEDULED.value,
-                'task_id': record.task_id,
-                'attempt': record.attempt,
-                'sends': record.sends,
-            }
-        ],
-        changes={'sends': record.sends + 1},
-        due=StorageTime(int(seconds * 1000) + release.delay),
-    )
 
 
 def _lineage(app: Any) -> dict[str, Any]:

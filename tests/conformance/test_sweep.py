@@ -1,0 +1,507 @@
+"""What the sweep does about each kind of overdue instance, on every storage."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from celery_triggers.delivery import Delivery
+from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.manager import TriggerManager
+from celery_triggers.overdue import Sweep, SweepReport
+from celery_triggers.registry import storage_backends
+from celery_triggers.storages.records import Write
+from celery_triggers.wiring import StoredOutcome
+from tests.support import FakeApplication, Medium, application_of, delivery, fired, statuses
+
+CONFIGURATION = {
+    't_x': {'after': ['a'], 'run': 'x'},
+    't_next': {'after': ['t_x'], 'run': 'next'},
+    't_sorry': {'after': ['t_x:failed'], 'run': 'sorry'},
+}
+WORKER_LOST = StoredOutcome('FAILURE', Exception('gone'), 10**15)
+
+
+def sweep(medium: Medium, manager: TriggerManager, limit: int = 1000) -> SweepReport:
+    class_ = storage_backends.get_class(medium.key)
+    return Sweep(application_of(manager), class_, medium.url).run(limit)
+
+
+def did(report: SweepReport) -> dict[str, int]:
+    """Return what a report counted."""
+    names = [n for n in SweepReport.__slots__ if n not in ('taken', 'more', 'next_at')]
+    return {name: getattr(report, name) for name in names if getattr(report, name)}
+
+
+def dues(medium: Medium, manager: TriggerManager) -> dict[str, int]:
+    class_ = storage_backends.get_class(medium.key)
+    found = class_.due_dates(medium.url, application_of(manager).settings)
+    return {name: at for _, name, at in found}
+
+
+def hasten(manager: TriggerManager, name: str = 't_x#0', **columns: Any) -> None:
+    """Make an instance due now."""
+    incarnation = manager.storage.load().head.incarnation
+    assert manager.storage.write(Write(name, incarnation, [{}], columns, due=1))[0]
+
+
+def released(medium: Medium, **settings: Any) -> TriggerManager:
+    manager = medium.manager(CONFIGURATION, **settings)
+    manager.fire('a')
+    return manager
+
+
+def running(medium: Medium, loss: str = 'fail', **settings: Any) -> tuple[TriggerManager, Delivery]:
+    manager = released(medium, **settings)
+    run = delivery(manager, 't_x#0')
+    run.loss = loss
+    assert run.claim()
+    return manager, run
+
+
+def confirm(manager: TriggerManager) -> bool:
+    release = application_of(manager).releases[-1]
+    return manager.storage.write(release.confirm_write())[0]
+
+
+# ------------------------------------------------------------------ due dates themselves
+
+
+def test_only_what_is_on_its_way_has_a_due_date(medium: Medium):
+    manager = medium.manager({**CONFIGURATION, 't_wait': {'after': ['a', 'b'], 'run': 'w'}})
+    manager.fire('a')
+    assert set(dues(medium, manager)) == {'t_x#0'}
+    run = delivery(manager, 't_x#0')
+    run.claim()
+    assert dues(medium, manager)['t_x#0'] == manager.storage['t_x#0'].record.lease
+    run.finish(None)
+    assert set(dues(medium, manager)) == {'t_next#0'}
+
+
+@pytest.mark.parametrize('end', ['fail', 'revoke', 'skip', 'replay'])
+def test_each_end_takes_the_due_date_away(medium: Medium, end: str):
+    manager, run = running(medium)
+    arguments: dict[str, Any] = {
+        'fail': ('raised', {}), 'revoke': ('revoked',), 'skip': (None,), 'replay': (None, None, 0),
+    }
+    assert getattr(run, end)(*arguments[end])
+    assert 't_x#0' not in dues(medium, manager)
+
+
+def test_nothing_due_is_nothing_to_do(medium: Medium):
+    manager = released(medium)
+    report = sweep(medium, manager)
+    assert (report.taken, report.more, did(report)) == (0, False, {})
+    assert report.next_at is not None
+    assert len(application_of(manager).releases) == 1
+
+
+# -------------------------------------------------------------------------- scheduled
+
+
+def test_what_was_not_confirmed_is_sent(medium: Medium):
+    manager = released(medium)
+    hasten(manager)
+    assert did(sweep(medium, manager)) == {'sent': 1}
+    first, again = application_of(manager).releases
+    assert again.header == first.header
+    assert again.config.run == 'x'
+
+
+def test_a_confirmed_message_is_sent_again_after_a_long_time_that_grows(medium: Medium):
+    manager = released(medium, triggers_redeliver_after=1000)
+    for number in range(3):
+        before = manager.storage.read(_nothing()).now
+        assert confirm(manager)
+        due = dues(medium, manager)['t_x#0']
+        assert 0 <= due - before - 1000_000 * 2**number < 10_000
+        assert not confirm(manager), 'the same confirmation counts once'
+        hasten(manager)
+        assert did(sweep(medium, manager)) == {'sent': 1}
+    assert manager.storage['t_x#0'].record.sends == 3
+
+
+def _nothing() -> Any:
+    from celery_triggers.engine.session import Plan
+
+    return Plan()
+
+
+def test_an_instance_that_no_worker_ever_claims_fails(medium: Medium):
+    manager = released(medium, triggers_max_deliveries=2)
+    hasten(manager, sends=2)
+    assert did(sweep(medium, manager)) == {'failed': 1}
+    assert statuses(manager)['t_x#0'] == 'failed'
+    assert manager.storage['t_x#0'].metadata['reason'] == 'not delivered'
+    assert fired(manager) == ['a', 't_x:failed']
+
+
+def test_a_confirmation_never_moves_the_date_of_what_runs(medium: Medium):
+    manager, _ = running(medium)
+    before = dues(medium, manager)
+    assert not confirm(manager)
+    assert dues(medium, manager) == before
+
+
+def test_a_long_retry_is_sent_when_it_is_time_and_not_before(medium: Medium):
+    manager, run = running(medium)
+    run.retry(3600)
+    record = manager.storage['t_x#0'].record
+    assert dues(medium, manager)['t_x#0'] == record.eta
+    assert len(application_of(manager).releases) == 1
+    hasten(manager)  # early
+    assert did(sweep(medium, manager)) == {'postponed': 1}
+    assert dues(medium, manager)['t_x#0'] == record.eta
+    hasten(manager, eta=1)
+    assert did(sweep(medium, manager)) == {'sent': 1}
+    assert application_of(manager).releases[-1].header['attempt'] == 1
+
+
+def test_a_short_retry_is_sent_at_once_and_claimed_when_it_is_time(medium: Medium):
+    manager, run = running(medium)
+    run.retry(0.3, {'options': {'queue': 'other'}})
+    release = application_of(manager).releases[-1]
+    assert release.instance.record.message == {'options': {'queue': 'other'}}
+    assert 0 < release.delay <= 300
+    following = delivery(manager, 't_x#0', 'two')
+    began = time.monotonic()
+    assert following.claim()  # waits: clocks differ
+    assert time.monotonic() - began > 0.2
+
+
+def test_a_message_that_comes_far_too_early_is_left_to_its_due_date(medium: Medium):
+    manager, run = running(medium)
+    run.retry(3600)
+    record = manager.storage['t_x#0'].record
+    assert not delivery(manager, 't_x#0', 'two').claim()
+    assert statuses(manager)['t_x#0'] == 'scheduled'
+    assert dues(medium, manager)['t_x#0'] == record.eta
+
+
+def test_a_task_that_makes_no_claim_is_never_sent_twice(medium: Medium, monkeypatch: Any):
+    monkeypatch.setattr(FakeApplication, 'makes_claims', lambda *_: False)
+    manager = released(medium)
+    hasten(manager)
+    assert did(sweep(medium, manager)) == {'sent': 1}
+    confirm(manager)
+    hasten(manager)
+    assert did(sweep(medium, manager)) == {'postponed': 1}
+    application = application_of(manager)
+    application.outcomes[manager.storage['t_x#0'].task_id] = StoredOutcome('SUCCESS', {'n': 1})
+    hasten(manager)
+    assert did(sweep(medium, manager)) == {'repaired': 1}
+    assert statuses(manager)['t_x#0'] == 'finished'
+
+
+def test_a_task_that_is_not_known_here_is_left_to_those_who_know_it(
+    medium: Medium, monkeypatch: Any
+):
+    monkeypatch.setattr(FakeApplication, 'makes_claims', lambda *_: None)
+    manager = released(medium)
+    confirm(manager)
+    hasten(manager)
+    assert did(sweep(medium, manager)) == {'postponed': 1}
+    assert len(application_of(manager).releases) == 1
+
+
+# ---------------------------------------------------------------------------- running
+
+
+def test_a_lease_that_was_renewed_is_left_alone(medium: Medium):
+    manager, _ = running(medium)
+    hasten(manager)
+    assert did(sweep(medium, manager)) == {'postponed': 1}
+    assert dues(medium, manager)['t_x#0'] == manager.storage['t_x#0'].record.lease
+
+
+def test_a_heartbeat_renews_the_lease_of_what_runs(medium: Medium):
+    manager, run = running(medium)
+    hasten(manager, lease=1, spared=1)
+    assert manager.storage.write(run.beat_write())[0]
+    record = manager.storage['t_x#0'].record
+    assert record.lease > manager.storage.read(_nothing()).now
+    assert record.spared == 0
+    assert dues(medium, manager)['t_x#0'] == record.lease
+    stranger = delivery(manager, 't_x#0', 'another')
+    assert not manager.storage.write(stranger.beat_write())[0]
+
+
+def test_a_heartbeat_keeps_what_a_worker_holds_from_being_sent_again(medium: Medium):
+    manager = released(medium)
+    hasten(manager)
+    assert manager.storage.write(delivery(manager, 't_x#0').beat_write())[0]
+    assert sweep(medium, manager).taken == 0
+    assert statuses(manager)['t_x#0'] == 'scheduled'
+
+
+def test_the_first_pass_after_an_outage_spares_and_the_next_judges(medium: Medium):
+    manager, _ = running(medium)
+    hasten(manager, lease=1)
+    assert did(sweep(medium, manager)) == {'spared': 1}
+    record = manager.storage['t_x#0'].record
+    assert record.lease > manager.storage.read(_nothing()).now
+    assert dues(medium, manager)['t_x#0'] == record.lease
+    hasten(manager, lease=1)
+    assert did(sweep(medium, manager)) == {'failed': 1}
+
+
+def test_a_pass_in_calm_times_judges_at_once(medium: Medium):
+    manager = medium.manager(CONFIGURATION, triggers_lease=1)
+    deadline = time.monotonic() + 20
+    sweep(medium, manager)
+    began = time.monotonic()
+    while time.monotonic() - began < 0.6:
+        sweep(medium, manager)
+        time.sleep(0.02)
+    manager.fire('a')
+    assert delivery(manager, 't_x#0').claim()
+    while statuses(manager)['t_x#0'] == 'running':
+        assert time.monotonic() < deadline
+        report = sweep(medium, manager)
+        assert not report.spared
+        time.sleep(0.02)
+    assert statuses(manager)['t_x#0'] == 'failed'
+
+
+def test_a_lost_worker_fails_its_instance(medium: Medium):
+    manager, _ = running(medium)
+    hasten(manager, lease=1, spared=1)
+    assert did(sweep(medium, manager)) == {'failed': 1}
+    instance = manager.storage['t_x#0']
+    assert instance.metadata['reason'] == 'worker lost'
+    assert instance.metadata['exception']['type'] == 'WorkerLostError'
+    assert fired(manager) == ['a', 't_x:failed']
+
+
+def test_a_lost_worker_that_acknowledges_late_gives_its_instance_to_another(medium: Medium):
+    manager, lost = running(medium, 'again')
+    hasten(manager, lease=1, spared=1)
+    assert did(sweep(medium, manager)) == {'again': 1}
+    record = manager.storage['t_x#0'].record
+    assert (record.status, record.attempt, record.token, record.lost) == (
+        'scheduled', 0, '', ['token'],
+    )
+    assert application_of(manager).releases[-1].header == dict(lost.header)
+    following = delivery(manager, 't_x#0', 'two')
+    assert following.claim()
+    # What the lost one still says counts for nothing, unless it says that all is done.
+    assert not lost.fail('raised', {})
+    assert not lost.retry(0)
+    assert not lost.revoke('revoked')
+    assert lost.finish({'n': 1})
+    assert not following.finish({'n': 2})
+    assert manager.storage['t_x#0'].result == {'n': 1}
+    assert fired(manager) == ['a', 't_x']
+
+
+def test_a_report_of_a_claim_that_was_given_up_does_not_touch_what_waits(medium: Medium):
+    manager, lost = running(medium, 'again')
+    hasten(manager, lease=1, spared=1)
+    sweep(medium, manager)
+    lost.claimed = False  # the parent does not know
+    assert not lost.fail('time limit', {})
+    assert not lost.lose('gone')
+    assert statuses(manager)['t_x#0'] == 'scheduled'
+
+
+def test_an_attempt_that_loses_worker_after_worker_fails(medium: Medium):
+    manager, _ = running(medium, 'again', triggers_max_deliveries=3)
+    for number in range(3):
+        hasten(manager, lease=1, spared=1)
+        assert did(sweep(medium, manager)) == ({'again': 1} if number < 2 else {'failed': 1})
+        if number < 2:
+            run = delivery(manager, 't_x#0', f'next-{number}')
+            run.loss = 'again'
+            assert run.claim()
+    assert manager.storage['t_x#0'].metadata['reason'] == 'worker lost'
+
+
+@pytest.mark.parametrize(('loss', 'replays'), [('replay:', 5), ('replay:2', 2), ('replay:0', 0)])
+def test_a_lost_instance_is_replayed_so_many_times(medium: Medium, loss: str, replays: int):
+    manager, _ = running(medium, loss)
+    for number in range(replays):
+        hasten(manager, f't_x#{number}', lease=1, spared=1)
+        assert did(sweep(medium, manager)) == {'replayed': 1}
+        run = delivery(manager, f't_x#{number + 1}')
+        run.loss = loss
+        assert run.claim()
+    assert manager.storage[f't_x#{replays}'].depth == replays
+    if loss != 'replay:':
+        hasten(manager, f't_x#{replays}', lease=1, spared=1)
+        assert did(sweep(medium, manager)) == {'failed': 1}
+
+
+def test_a_heartbeat_that_comes_between_saves_the_run(medium: Medium, monkeypatch: Any):
+    manager, run = running(medium, triggers_lease=60)
+    hasten(manager, lease=1, spared=1)
+    application = application_of(manager)
+
+    def beats_just_now(task_id: str) -> None:
+        manager.storage.write(run.beat_write())
+
+    monkeypatch.setattr(application, 'stored_outcome', beats_just_now)
+    assert did(sweep(medium, manager)) == {'postponed': 1}
+    assert statuses(manager)['t_x#0'] == 'running'
+
+
+def test_the_result_backend_is_asked_before_a_worker_is_given_up(medium: Medium):
+    manager, _ = running(medium, 'again')
+    task_id = manager.storage['t_x#0'].task_id
+    application_of(manager).outcomes[task_id] = StoredOutcome('SUCCESS', {'n': 7})
+    hasten(manager, lease=1, spared=1)
+    assert did(sweep(medium, manager)) == {'repaired': 1}
+    assert manager.storage['t_x#0'].result == {'n': 7}
+    assert fired(manager) == ['a', 't_x']
+
+
+@pytest.mark.parametrize(
+    ('outcome', 'status', 'reason'),
+    [
+        (StoredOutcome('FAILURE', ValueError('bad'), 10**15), 'failed', 'raised'),
+        (StoredOutcome('REVOKED', Exception('stop'), 10**15), 'revoked', 'revoked'),
+        (StoredOutcome('FAILURE', ValueError('of an earlier run'), 1), 'failed', 'worker lost'),
+        (StoredOutcome('FAILURE', ValueError('undated')), 'failed', 'worker lost'),
+    ],
+    ids=['failure', 'revoked', 'older', 'undated'],
+)
+def test_only_a_failure_newer_than_the_claim_counts(
+    medium: Medium, outcome: StoredOutcome, status: str, reason: str
+):
+    manager, _ = running(medium)
+    application_of(manager).outcomes[manager.storage['t_x#0'].task_id] = outcome
+    hasten(manager, lease=1, spared=1)
+    sweep(medium, manager)
+    assert statuses(manager)['t_x#0'] == status
+    assert manager.storage['t_x#0'].metadata['reason'] == reason
+
+
+def test_a_late_success_of_a_lost_worker_counts_once(medium: Medium):
+    manager, run = running(medium)
+    hasten(manager, lease=1, spared=1)
+    sweep(medium, manager)
+    assert run.finish({'n': 1})
+    assert statuses(manager)['t_x#0'] == 'finished'
+    assert fired(manager) == ['a', 't_x:failed', 't_x']
+    assert not run.finish({'n': 1})
+
+
+def test_a_late_success_of_what_was_replayed_does_not_count(medium: Medium):
+    manager, run = running(medium)
+    hasten(manager, lease=1, spared=1)
+    sweep(medium, manager)
+    manager.replay_failed_instance('t_x#0')
+    assert not run.finish({'n': 1})
+    assert statuses(manager)['t_x#0'] == 'replayed'
+
+
+# ---------------------------------------------------------------- poison, sharing, outages
+
+
+def test_what_cannot_be_seen_to_holds_up_nothing_else(medium: Medium, monkeypatch: Any):
+    manager = released(medium)
+    other = medium.manager(application_of(manager), uid='order:2')
+    other.fire('a')
+    for session in (manager, other):
+        hasten(session)
+    real = medium.application().__class__.makes_claims
+
+    def poison(self: Any, task_name: str) -> Any:
+        if len(manager.storage.application.releases) == 2:
+            manager.storage.application.releases.append(None)
+            raise RuntimeError('poison')
+        return real(self, task_name)
+
+    monkeypatch.setattr(FakeApplication, 'makes_claims', poison)
+    report = sweep(medium, manager)
+    assert did(report) == {'errors': 1, 'sent': 1}
+    assert sweep(medium, manager).taken == 0, 'the poison has a later date'
+    assert len(dues(medium, manager)) + len(dues(medium, other)) >= 2
+
+
+def test_a_pass_ends_when_the_storage_goes_away(medium: Medium, monkeypatch: Any):
+    manager = released(medium)
+    hasten(manager)
+
+    def down(*_: Any) -> Any:
+        raise StorageUnavailable('gone')
+
+    monkeypatch.setattr(storage_backends.get_class(medium.key), '_read', down)
+    assert did(sweep(medium, manager)) == {'errors': 1}
+
+
+def test_a_date_that_is_left_over_goes(medium: Medium):
+    manager, run = running(medium)
+    run.finish(None)
+    hasten(manager)
+    assert did(sweep(medium, manager)) == {'postponed': 1}
+    assert 't_x#0' not in dues(medium, manager)
+
+
+# -------------------------------------------------------------------------- retention
+
+
+def test_a_session_expires_after_its_last_change(medium: Medium, monkeypatch: Any):
+    manager = medium.manager({'t_x': {'after': ['a', 'b'], 'run': 'x'}}, triggers_session_expires=1)
+    manager.fire('a')
+    first = dues(medium, manager)['']
+    manager.fire('a')
+    assert dues(medium, manager)[''] >= first
+    deadline = time.monotonic() + 20
+    while manager.storage.exists:
+        assert time.monotonic() < deadline
+        report = sweep(medium, manager)
+        time.sleep(0.02)
+    assert did(report) == {'deleted': 1}
+    assert dues(medium, manager) == {}
+
+
+def test_a_session_in_which_something_is_due_does_not_expire(medium: Medium):
+    manager, run = running(medium, triggers_session_expires=1)
+    time.sleep(1.05)
+    report = sweep(medium, manager)
+    assert did(report) == {'postponed': 1}
+    assert manager.storage.exists
+    assert set(dues(medium, manager)) == {'', 't_x#0'}
+    assert run.finish(None)
+
+
+def test_a_session_that_changes_while_it_expires_stays(medium: Medium, monkeypatch: Any):
+    manager = medium.manager({'t_x': {'after': ['a', 'b'], 'run': 'x'}}, triggers_session_expires=1)
+    manager.fire('a')
+    time.sleep(1.05)
+    class_ = storage_backends.get_class(medium.key)
+    real = class_.delete
+
+    def late(self: Any, version: str | None = None) -> bool:
+        monkeypatch.undo()
+        manager.fire('b')
+        return real(self, version)
+
+    monkeypatch.setattr(class_, 'delete', late)
+    assert did(sweep(medium, manager)) == {'postponed': 1}
+    assert statuses(manager) == {'t_x#0': 'scheduled'}
+
+
+def test_without_the_setting_sessions_stay_and_old_dates_go(medium: Medium):
+    manager = medium.manager({'t_x': {'after': ['a', 'b'], 'run': 'x'}}, triggers_session_expires=1)
+    manager.fire('a')
+    time.sleep(1.05)
+    keeping = medium.manager({'t_x': {'after': ['a', 'b'], 'run': 'x'}})
+    sweep(medium, keeping)
+    assert keeping.storage.exists
+    assert dues(medium, keeping) == {}
+
+
+def test_messages_of_a_deleted_session_change_nothing(medium: Medium):
+    manager, run = running(medium)
+    manager.storage.delete()
+    manager.fire('a')  # the same uid, begun again
+    assert not run.claim()
+    assert not run.finish(None)
+    assert not run.fail('raised', {})
+    assert not run.lose('gone')
+    assert not manager.storage.write(run.beat_write())[0]
+    assert statuses(manager) == {'t_x#0': 'scheduled'}
+    assert fired(manager) == ['a']
