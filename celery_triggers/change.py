@@ -120,10 +120,15 @@ class Change(Generic[T]):
         Yields what to ask and takes the answer, so that many changes can share their
         round trips; returns the outcome.
         """
-        configuration = self.storage.application.configuration_for(self.storage.uid)
+        begins_with = self.storage.application.configuration_for(self.storage.uid)
+        configuration = begins_with
         snapshot = yield from self._read(configuration, self.manager)
         attempts = 0
         while True:
+            if not snapshot.exists and snapshot.session.configuration is not begins_with:
+                # It was deleted in between: another begins here, not this one again.
+                configuration = begins_with
+                snapshot = yield from self._read(configuration, self.manager)
             snapshot = yield from self._fitting(snapshot, configuration)
             configuration = snapshot.session.configuration
             earlier = self._earlier(snapshot)

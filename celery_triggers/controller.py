@@ -185,6 +185,8 @@ class Controller:
         if step is None:
             manager._dispatch_released(outcome.record.released)
             return
+        for stopped in step.stopped:
+            logger.error('session %r: %s', self.uid, stopped)
         error: Exception | None = None
         if step.to_send:
             sent = [self.storage.wrap(step.session, step.touched[name]) for name in step.to_send]

@@ -273,7 +273,7 @@ class Delivery:
 
         Args:
             countdown: Seconds before which it must not run.
-            message: ``{"args", "kwargs", "options"}`` of its message.
+            message: What its message has, see :class:`Instance`.
             send: Whether it is to be sent; else whoever retries it runs it.
         """
 
@@ -401,7 +401,8 @@ class Delivery:
         if instance.status is Status.RUNNING:
             return instance.token != self.token
         if instance.status is not Status.SCHEDULED:
-            return False
+            # Skipping or replaying what has failed is for people.
+            return True
         given_up = self.claimed or (self.token and self.token in instance.lost)
         return bool(given_up) or instance.attempt != self.header['attempt']
 

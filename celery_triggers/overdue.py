@@ -179,7 +179,7 @@ class _OfInstance(_Overdue):
         config = self.session.configuration.get(instance.task)
         if config is None:
             return self._fail('cannot be dispatched', 'the session no longer has its trigger task')
-        claims = self.application.makes_claims(config.run)
+        claims = self.application.makes_claims(instance.message.get('task', config.run))
         if instance.sends and not claims:
             # Sent again it might run twice. Whoever does not know the task leaves it to others.
             return self._repair() or self._postpone(self._later() if claims is False else None)

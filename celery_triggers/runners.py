@@ -81,8 +81,9 @@ class CeleryTaskRunner(BaseTaskRunner):
         Args:
             options: Further options of ``apply_async``.
         """
-        record, name = release.instance.record, release.config.run
+        record = release.instance.record
         message = record.message
+        name = message.get('task', release.config.run)
         stored = dict(message.get('options') or {})
         headers = {**(stored.pop('headers', None) or {}), 'triggers': release.header}
         options = {
@@ -94,7 +95,7 @@ class CeleryTaskRunner(BaseTaskRunner):
         task = self.app.tasks.get(name)
         send = task.apply_async if task is not None else partial(self.app.send_task, name)
         if 'kwargs' in message:
-            send(message['args'], message['kwargs'], **options)
+            send(args=message['args'], kwargs=message['kwargs'], **options)
             return
         kwargs = _arguments(self.app, release)
         try:

@@ -368,16 +368,15 @@ class TriggerTask(_BaseTask):
         context: Any = self.request.get('triggers_context')
         level = context.log_level if context is not None else 0
         message: dict[str, Any] = {
+            'task': self.name,
+            'args': list(args or ()),
+            'kwargs': dict(kwargs or {}),
             'options': {
                 name: value
                 for name, value in options.items()
                 if value is not None and name not in _OF_A_CALL
             }
         }
-        request: Any = self.request
-        own = not args and request.kwargs == kwargs and kwargs.keys() <= {'trigger_kwargs'}
-        if not own:
-            message.update(args=list(args or ()), kwargs=dict(kwargs or {}))
         message['options']['headers'] = {
             name: value
             for name, value in (options.get('headers') or {}).items()

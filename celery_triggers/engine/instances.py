@@ -45,8 +45,8 @@ class Instance:
         times: When each earlier status was reached, ``{status: milliseconds}``.
         metadata: JSON for people and applications.
         lost: The claims of this attempt that were given up.
-        message: What a retry is to be sent with, ``{"args", "kwargs", "options"}``; empty
-            where the trigger task's own message is meant.
+        message: What a retry is sent with, ``{"task", "args", "kwargs", "options"}``: its
+            code may have changed all of them. Empty before the first one.
         cascade: How many cascades in a row led to it.
         log_level: The highest level that its logger context saw.
     """

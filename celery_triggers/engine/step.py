@@ -1,24 +1,18 @@
-"""The firing step: what one change of a session leads to, decided as a whole.
+"""One change of a session, decided as a whole: firings, outcomes, what people do.
 
 A step works on a :class:`~celery_triggers.engine.session.Session` slice and notes what
-it touched. Nothing is done here: a storage commits the step, and only then is anything
-sent that the step released.
+it touched.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from celery_triggers.engine.configuration import Configuration, TaskConfig
-from celery_triggers.engine.cycles import loop_through
-from celery_triggers.engine.draft import Draft
-from celery_triggers.engine.finalizing import is_settled
+from celery_triggers.engine.firing_step import CASCADE_LIMIT, FiringStep
 from celery_triggers.engine.instances import AGAIN, Instance, merged
-from celery_triggers.engine.limits import Limits
-from celery_triggers.engine.names import SESSION_FINALIZED, outcome_trigger
-from celery_triggers.engine.session import EventRecord, FiringRecord, Latest, Session
+from celery_triggers.engine.session import FiringRecord
 from celery_triggers.engine.transitions import BY_HAND, UNHAPPY, Event, Status, next_status
 from celery_triggers.exceptions import InvalidTransition
 
@@ -31,210 +25,9 @@ TIME_LIMIT = 'time limit'
 #: Reasons of a failure after which a success may still arrive and count.
 LOST = frozenset({WORKER_LOST, TIME_LIMIT})
 
-#: The reason of a failure at which a loop was stopped.
-CASCADE_LIMIT = 'cascade limit'
 
-
-class Step(Draft):
-    """One atomic change of a session.
-
-    Args:
-        session: The slice; it is changed in place.
-        now: The storage's time in milliseconds.
-        new_id: Makes the task id of a released instance.
-        finalizing: Whether ``sessionFinalized`` is fired when the session is settled.
-        limits: What the settings allow.
-
-    Attributes:
-        to_send: The names of instances whose messages are to be sent after the commit.
-        released, abandoned: The names of instances, in the order in which it happened.
-        replayed: The names of instances that took the place of others.
-        skipped: The names of instances that were skipped, and whether they cascaded.
-        records: The firings that were applied, for the history.
-        events: What the step did, under the ids that stand for it.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        now: int,
-        new_id: Callable[[], str],
-        *,
-        finalizing: bool = False,
-        limits: Limits | None = None,
-    ):
-        super().__init__(session, now)
-        self.new_id = new_id
-        self.finalizing = finalizing
-        self.limits = limits or Limits()
-        self.to_send: list[str] = []
-        self.released: list[str] = []
-        self.abandoned: list[str] = []
-        self.replayed: list[str] = []
-        self.skipped: list[tuple[str, bool]] = []
-        self.records: list[FiringRecord] = []
-        self.fired: set[str] = set()
-        self.events: dict[str, EventRecord] = {}
-        self._queue: deque[FiringRecord] = deque()
-        self._applying: FiringRecord | None = None
-
-    # ------------------------------------------------------------------ firing
-
-    def fire(
-        self,
-        trigger: str,
-        kwargs: dict[str, Any],
-        *,
-        event_id: str | None = None,
-        depth: int = 0,
-    ) -> None:
-        """Apply a firing and everything that it leads to within this step.
-
-        Args:
-            depth: How many cascades in a row led to it.
-        """
-        self._enqueue(FiringRecord(0, trigger, kwargs, self.now, event_id, depth=depth))
-        self.settle()
-
-    def settle(self) -> None:
-        """Apply what is queued until nothing is left, then finalize if it is time."""
-        while True:
-            while self._queue:
-                self._apply(self._queue.popleft())
-            if not (self.finalizing and self.changed and is_settled(self.session)):
-                return
-            self.session.head.finalized = True
-            self._enqueue(FiringRecord(0, SESSION_FINALIZED, {}, self.now))
-
-    def remember(self, event_id: str, record: EventRecord) -> None:
-        """Store under an id what came of this step."""
-        record.created = list(self.created)
-        record.released = list(self.released)
-        record.abandoned = list(self.abandoned)
-        self.events[event_id] = record
-
-    def _enqueue(self, firing: FiringRecord) -> None:
-        self._queue.append(firing)
-        self.changed = True
-
-    def _fire_end(self, instance: Instance, trigger: str, kwargs: dict[str, Any]) -> None:
-        """Fire what an instance's end fires, unless that went on for too long."""
-        stopped = self._too_deep(instance, trigger)
-        if stopped:
-            instance.metadata[CASCADE_LIMIT] = stopped
-        else:
-            self._enqueue(
-                FiringRecord(
-                    0, trigger, kwargs, self.now, None, instance.name, depth=instance.cascade + 1
-                )
-            )
-
-    def _too_deep(self, instance: Instance, trigger: str) -> str | None:
-        """Say which loop a firing at the end of an instance would carry on too far."""
-        configuration = self.session.configuration
-        if instance.cascade < self.limits.max_cascade or not configuration.listeners(trigger):
-            return None
-        loop = ' -> '.join(loop_through(configuration, instance.task) or [instance.task, '...'])
-        return (
-            f'{trigger!r} is not fired: {instance.cascade} cascades in a row led here, as many '
-            f'as triggers_max_cascade allows, in the loop {loop}'
-        )
-
-    def _apply(self, firing: FiringRecord) -> None:
-        session = self.session
-        session.head.firings += 1
-        firing.number = session.head.firings
-        self._applying = firing
-        known = session.latest_of(firing.trigger)
-        count = known.count + 1 if known else 1
-        for task in session.configuration.listeners(firing.trigger):
-            firing.heard_by.append(task.name)
-            for instance in self._reached(task, firing):
-                self._judge(task, instance)
-        session.latest[firing.trigger] = Latest(count, firing.kwargs)
-        self.fired.add(firing.trigger)
-        self.records.append(firing)
-        self._applying = None
-
-    def _reached(self, task: TaskConfig, firing: FiringRecord) -> list[Instance]:
-        """Give the firing to the instances of a task that it concerns."""
-        trigger, kwargs = firing.trigger, firing.kwargs
-        if not self.session.counts_of(task.name).total:
-            return [self._create(task, trigger, kwargs)]
-        takers = self.session.waiting_for(trigger, task)
-        if trigger == task.and_every:
-            if not takers:
-                return [self._create(task, trigger, kwargs)]
-            # Each payload of an andEvery reaches exactly one instance.
-            takers = takers[:1]
-        for instance in takers:
-            instance.receive(task, trigger, kwargs)
-            self.touch(instance)
-            if trigger not in instance.waits_for(task):
-                self._remove_wait(trigger, instance)
-        return takers
-
-    def _create(
-        self, task: TaskConfig, trigger: str | None, kwargs: dict[str, Any] | None
-    ) -> Instance:
-        """Make the next instance of a task: past firings first, then this one."""
-        instance = self._next_instance(task.name)
-        instance.cascade = self._applying.depth if self._applying is not None else 0
-        self._receive_past(task, instance, but=trigger)
-        if trigger is not None and kwargs is not None:
-            instance.receive(task, trigger, kwargs)
-        self._set_waits(instance, instance.waits_for(task))
-        return instance
-
-    def _judge(self, task: TaskConfig, instance: Instance) -> None:
-        """Decide about a waiting instance: ``unless`` comes before ``after``."""
-        if instance.status is not Status.UNSTARTED:
-            return
-        if self.session.head.cancelled is not None:
-            self._abandon(task, instance, f'cancelled: {self.session.head.cancelled}')
-        elif task.unless.holds(instance.received):
-            held = ', '.join(name for name in task.unless if name in instance.received)
-            self._abandon(task, instance, f'unless: {held}')
-        elif task.wanted.holds(instance.received):
-            self._release(task, instance)
-
-    def _release(self, task: TaskConfig, instance: Instance) -> None:
-        self._advance(instance, Event.RELEASE)
-        instance.task_id = self.new_id()
-        self.released.append(instance.name)
-        if self._applying is not None:
-            self._applying.released.append(instance.name)
-            instance.cascade = self._applying.depth
-        self._schedule(instance)
-
-    def _schedule(self, instance: Instance, *, send: bool = True) -> None:
-        """Give a scheduled instance its due date, and have it sent if it runs soon."""
-        soon = self.now + self.limits.dispatch_grace
-        if instance.eta > soon:
-            self.dues[instance.name] = instance.eta
-            return
-        # One that has to wait a little is sent with its ETA, and looked at after that.
-        self.dues[instance.name] = max(soon, instance.eta + self.limits.dispatch_grace)
-        if send:
-            self.to_send.append(instance.name)
-
-    def _abandon(self, task: TaskConfig | None, instance: Instance, reason: str) -> None:
-        self._advance(instance, Event.ABANDON)
-        instance.metadata['reason'] = reason
-        self._fire_abandoned(task, instance, reason)
-
-    def _fire_abandoned(self, task: TaskConfig | None, instance: Instance, reason: str) -> None:
-        self.abandoned.append(instance.name)
-        missing = instance.missing(task) if task else []
-        details = {'reason': reason, 'missing': missing, 'received': sorted(instance.received)}
-        self._fire_outcome(instance, 'abandoned', details)
-
-    def _fire_outcome(self, instance: Instance, outcome: str, details: dict[str, Any]) -> None:
-        self._fire_end(
-            instance,
-            outcome_trigger(instance.task, outcome),
-            {'instance': instance.name, **details},
-        )
+class Step(FiringStep):
+    """One atomic change of a session."""
 
     # ---------------------------------------------------------------- outcomes
 
@@ -291,7 +84,7 @@ class Step(Draft):
 
         Args:
             eta: Before when it must not run, in milliseconds; 0: at once.
-            message: ``{"args", "kwargs", "options"}`` of its message.
+            message: What its message has, see :class:`Instance`.
             send: Whether it is to be sent; else whoever retries it runs it.
         """
         self._advance(instance, Event.RETRY)
@@ -480,14 +273,6 @@ class Step(Draft):
         if apply_past:
             self._create_from_past(named)
         self.settle()
-
-    def _receive_past(
-        self, task: TaskConfig, instance: Instance, but: str | None = None
-    ) -> None:
-        for trigger in sorted(task.triggers - {task.and_every, but}):
-            past = self.session.latest_of(trigger)
-            if past is not None:
-                instance.receive(task, trigger, past.kwargs)
 
     def _create_from_past(self, names: Collection[str]) -> None:
         """Make the instances that these trigger tasks would have had from past firings."""

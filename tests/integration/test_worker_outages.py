@@ -97,7 +97,7 @@ def test_a_task_of_a_deleted_session_fires_nothing(lone):
     assert lone.app.triggers.delete(uid)
     lone.app.triggers.fire(uid, 'again')
     go_on(lone, uid)
-    lone.wait_for(lambda: 'was deleted while a task of it ran' in lone.log, 'the task is told')
+    lone.wait_for(lambda: 'any more: its session was deleted' in lone.log, 'the task is told')
     lone.settled(lone.fire('outages', 'quick'))
     assert lone.fired(uid) == ['again']
 
