@@ -166,6 +166,21 @@ def memory(app: Any, client: Any) -> Row:
     return Row('a waiting session | 1 KB', used / 1024, 1.0, 'KB', '<= 1x')
 
 
+def idle_sweep(client: Any) -> Row:
+    """Measure a sweep over a million due dates of which none has come."""
+    app = make_app()
+    app.conf.triggers_key_prefix = 'million'
+    later = int(time.time() * 1000) + 10**9
+    for shard in range(64):
+        members = {f'9:order:{n:04d}t_x#{n}': later + n for n in range(1_000_000 // 64)}
+        client.zadd(f'million:{{{shard}}}:d', members)
+    measured, baseline = interleaved(
+        app.triggers.sweep, lambda: client.get('bench'), rounds=100
+    )
+    client.delete(*(f'million:{{{shard}}}:d' for shard in range(64)))
+    return Row('a sweep, a million dates to come | GET', measured, baseline, 'ms', '<= 10 ms')
+
+
 def imports() -> Row:
     """Measure importing Celery with the package beside Celery without it."""
     # What hides it has to be imported in both, and kombu imports it anyway.
@@ -207,6 +222,7 @@ def main() -> None:
     print(releasing(app, rounds).text(), flush=True)
     print(growing(app, rounds).text(), flush=True)
     print(memory(app, client).text(), flush=True)
+    print(idle_sweep(client).text(), flush=True)
     print(imports().text(), flush=True)
     crowd = Row('16 processes in one session | 1', rate(16), rate(1), '/s', '>= 0.8x')
     print(crowd.text(), flush=True)

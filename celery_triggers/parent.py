@@ -21,8 +21,8 @@ from celery_triggers.exceptions import TriggersError
 from celery_triggers.reporter import Reporter
 
 __all__ = [
-    'deliveries_of', 'delivery_of', 'give_back', 'hold', 'reporter', 'request_of', 'submit',
-    'submit_loss',
+    'deliveries_of', 'delivery_of', 'end', 'hold', 'keep', 'request_of', 'submit',
+    'submit_give_back', 'submit_loss',
 ]
 
 logger = logging.getLogger(__name__)
@@ -32,16 +32,25 @@ reporter = Reporter()
 #: Requests with a header that this worker has received, by the token of the delivery.
 _held: dict[str, weakref.ref[Any]] = {}
 
+#: Those that Celery has cancelled, whose processes may still be ending.
+_cancelled: dict[str, Any] = {}
+
 
 def hold(request: Any, token: str) -> None:
     """Remember a request, for as long as Celery does."""
     _held[token] = weakref.ref(request, lambda _: _held.pop(token, None))
 
 
+def keep(request: Any, token: str) -> None:
+    """Remember a request that was cancelled until its process is known to have ended."""
+    _cancelled[token] = request
+
+
 def _requests() -> Iterator[tuple[str, Any]]:
+    yield from list(_cancelled.items())
     for token, reference in list(_held.items()):
         request = reference()
-        if request is not None:
+        if request is not None and token not in _cancelled:
             yield token, request
 
 
@@ -128,14 +137,24 @@ def finished_after_all(task: Any, task_id: str, delivery: Delivery) -> bool:
         return False
 
 
-def give_back(app: Any) -> None:
-    """Give back what this worker ends without having finished it; the broker has it still.
+def submit_give_back(app: Any, request: Any, token: str) -> None:
+    """Give back what was cancelled, and whose process has ended; the broker has it still.
 
-    It is then claimed by whoever gets the message, which needs to wait for no lease.
+    It is then claimed by whoever gets the message, without waiting for a lease to lapse.
     """
-    for token, request in _requests():
-        if request.app is app and getattr(request.task, 'acks_late', False):
-            delivery = delivery_of(app, request.request_dict['triggers'], token)
-            if delivery is not None:
-                delivery.patience = 0.0
-                delivery.requeue()
+    _cancelled.pop(token, None)
+    if getattr(request.task, 'acks_late', False):
+        header = request.request_dict['triggers']
+        submit(app, header, token, lambda delivery: delivery.requeue())
+
+
+def end(app: Any) -> None:
+    """Give back all that this worker leaves unfinished, its processes being gone.
+
+    Waits until that and all other reports have reached the storage.
+    """
+    for token, request in list(_requests()):
+        if request.app is app:
+            submit_give_back(app, request, token)
+    if not reporter.flush():
+        logger.error('some reports about task instances did not reach the storage in time')

@@ -11,7 +11,7 @@ from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 
 from celery_triggers.delivery import is_header
-from celery_triggers.parent import hold, submit_loss
+from celery_triggers.parent import hold, keep, submit_give_back, submit_loss
 
 __all__ = ['TriggerRequest']
 
@@ -35,16 +35,26 @@ class TriggerRequest(Request):
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """Report a lost child also where Celery sends no signal for it."""
-        if 'triggers_token' in self.request_dict and self._is_loss(_exception(exc_info)):
+        token = self.request_dict.get('triggers_token')
+        if token and self._already_cancelled:  # type: ignore[attr-defined]
+            submit_give_back(self.app, self, token)
+        elif token and self._is_loss(_exception(exc_info)):
             # Through the queue: whether the message comes back or was acknowledged, its
             # claim is ended and the instance sent again, and one of the two is refused.
             submit_loss(self.task, self, str(_exception(exc_info)))
         return super().on_failure(exc_info, *args, **kwargs)
 
+    def cancel(self, *args: Any, **kwargs: Any) -> Any:
+        """Remember a request whose process is told to end, until it has."""
+        token = self.request_dict.get('triggers_token')
+        if token:
+            keep(self, token)
+        return super().cancel(*args, **kwargs)
+
     def _is_loss(self, exception: BaseException) -> bool:
         if isinstance(exception, (SystemExit, KeyboardInterrupt)):
-            # Celery kills the child of a task that is revoked or cancelled.
-            return not (self._already_cancelled or self._already_revoked)  # type: ignore[attr-defined]
+            # Celery kills the child of a task that is revoked.
+            return not self._already_revoked  # type: ignore[attr-defined]
         return isinstance(exception, WorkerLostError)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:

@@ -24,8 +24,6 @@ from celery_triggers.engine.step import TIME_LIMIT, WORKER_LOST
 from celery_triggers.parent import (
     delivery_of,
     finished_after_all,
-    give_back,
-    reporter,
     request_of,
     submit,
     submit_loss,
@@ -194,13 +192,10 @@ def on_postrun(
 
 
 def on_shutdown(sender: Any = None, **_: Any) -> None:
-    """Let the parent's last reports reach the storage, and give back what it did not finish."""
+    """Let the parent's last reports reach the storage after a warm shutdown."""
     step = getattr(sender, 'triggers_step', None)
     if step is not None:
-        step.end()
-        reporter.submit(lambda: give_back(sender.app))
-    if not reporter.flush():
-        logger.error('some reports about task instances did not reach the storage in time')
+        step.terminate(sender)
 
 
 # -------------------------------------------------------------------- helpers

@@ -14,7 +14,7 @@ from celery_triggers.exceptions import StorageUnavailable, TriggersError
 from celery_triggers.forks import ForkGate
 from celery_triggers.heart import BEATS, Heart
 from celery_triggers.overdue import SweepReport
-from celery_triggers.parent import deliveries_of
+from celery_triggers.parent import deliveries_of, end
 
 __all__ = ['Sweeper', 'SweeperStep']
 
@@ -98,7 +98,7 @@ class SweeperStep(bootsteps.StartStopStep):
     """Starts the worker's heartbeats and its sweeps.
 
     They go on while the pool is stopped, since tasks still run then; the signal
-    ``worker_shutdown`` ends them.
+    ``worker_shutdown`` ends them, which comes after that, or :meth:`terminate`.
     """
 
     requires = ('celery.worker.components:Pool',)
@@ -129,8 +129,9 @@ class SweeperStep(bootsteps.StartStopStep):
     def stop(self, parent: Any) -> None:
         """Go on: see above."""
 
-    def end(self) -> None:
-        """Stop for good."""
+    def terminate(self, parent: Any) -> None:
+        """Stop for good, the pool being gone: with a cold shutdown, or at the end of a warm one."""
         if self.heart is not None and self.sweeper is not None:
             self.heart.stop()
             self.sweeper.stop()
+        end(parent.app)

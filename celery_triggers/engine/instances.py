@@ -87,7 +87,7 @@ class Instance:
     def replays_when_lost(self) -> bool:
         """Tell whether another instance takes its place if its worker is lost."""
         kind, _, most = self.loss.partition(':')
-        return kind == 'replay' and (not most or self.depth < int(most))
+        return kind == 'replay' and (not most or (most.isdecimal() and self.depth < int(most)))
 
     def follow(self, event: Event, now: int) -> None:
         """Take one step of the table.

@@ -14,7 +14,16 @@ from celery_triggers.overdue import Sweep, SweepReport
 from celery_triggers.registry import storage_backends
 from celery_triggers.storages.records import Write
 from celery_triggers.wiring import StoredOutcome
-from tests.support import FakeApplication, Medium, application_of, delivery, fired, statuses
+from tests.support import (
+    FakeApplication,
+    Medium,
+    application_of,
+    before_commit,
+    delivery,
+    fired,
+    lose_answer,
+    statuses,
+)
 
 CONFIGURATION = {
     't_x': {'after': ['a'], 'run': 'x'},
@@ -505,3 +514,56 @@ def test_messages_of_a_deleted_session_change_nothing(medium: Medium):
     assert not manager.storage.write(run.beat_write())[0]
     assert statuses(manager) == {'t_x#0': 'scheduled'}
     assert fired(manager) == ['a']
+
+
+def test_a_firing_that_meets_a_deletion_begins_a_session_of_the_applications_own(medium: Medium):
+    """Not one with what had been given to the deleted session alone."""
+    manager = medium.manager({'t_x': {'after': ['b', 'c'], 'run': 'x'}})
+    manager.update_configuration({'t_own': {'after': ['a'], 'run': 'own'}})
+    before_commit(manager.storage, lambda: medium.backend().delete())
+    firing = manager.fire('a')
+    assert firing.heard_by == []
+    assert set(manager.storage.tasks) == {'t_x'}
+
+
+@pytest.mark.parametrize('report', ['skip', 'replay'])
+def test_what_a_stale_run_says_of_itself_does_not_resolve_its_failure(medium: Medium, report: str):
+    """Skipping and replaying what has failed is for people."""
+    manager, run = running(medium)
+    hasten(manager, lease=1, spared=1)
+    sweep(medium, manager)
+    arguments: Any = {'skip': (None,), 'replay': (None, None, 0)}[report]
+    assert not getattr(run, report)(*arguments)
+    assert statuses(manager)['t_x#0'] == 'failed'
+
+
+def test_the_loss_of_what_is_over_changes_nothing(medium: Medium):
+    manager, run = running(medium)
+    run.finish(None)
+    assert not run.lose('gone')
+    assert statuses(manager)['t_x#0'] == 'finished'
+    assert 't_x#0' not in dues(medium, manager)
+
+
+def test_the_loss_of_a_child_that_had_not_claimed_sends_the_message_again(medium: Medium):
+    manager = released(medium)
+    confirm(manager)
+    assert delivery(manager, 't_x#0').lose('gone')
+    assert statuses(manager)['t_x#0'] == 'scheduled'
+    assert [release.instance.name for release in application_of(manager).releases] == ['t_x#0'] * 2
+
+
+def test_a_commit_whose_answer_is_lost_is_no_error_if_the_storage_then_goes_away(
+    medium: Medium, monkeypatch: Any
+):
+    """What was fired is committed, and what it released has a due date."""
+    manager = medium.manager(CONFIGURATION)
+    lose_answer(manager.storage)
+    with pytest.raises(StorageUnavailable) as lost:
+        manager.fire('a')
+    application = application_of(manager)
+    firing = manager.ready('a', event_id=lost.value.event_id)
+    record = firing.make()
+    assert record.released == ['t_x#0']
+    assert application.releases == []
+    assert set(dues(medium, manager)) == {'t_x#0'}

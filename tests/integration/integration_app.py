@@ -127,6 +127,7 @@ def create(*, broker: str, redis_url: str, name: str, **settings: Any) -> celery
     _declare_retries(app)
     _declare_control(app)
     _declare_outages(app)
+    _declare_leases(app)
     _declare_replacements(app)
     _declare_kinds(app)
     _declare_context(app)
@@ -251,6 +252,71 @@ def _declare_failures(app: Any) -> None:
         note(context.uid, 'sibling')
 
     workflow.configure({'t_ghost': {'after': ['t_first'], 'run': 'integration.ghost'}})
+
+
+def _declare_leases(app: Any) -> None:
+    """Tasks that outlive their leases, are lost, or come again much later."""
+    workflow = app.triggers.workflow('leases:')
+
+    @workflow.trigger_task(after=['linger'])
+    def lingers(context: Any) -> None:
+        note(context.uid, 'begins')
+        deadline = time.monotonic() + context['linger']['seconds']
+        while time.monotonic() < deadline:
+            # Holds the main thread in the pool solo, but lets other greenlets run.
+            time.sleep(0.05)
+        note(context.uid, 'ends')
+
+    @workflow.trigger_task(after=['t_lingers'])
+    def after_lingering(context: Any) -> None: ...
+
+    @workflow.trigger_task(and_every='retry later', bind=True)
+    def retry_later(self: Any, context: Any) -> None:
+        note(context.uid, 'attempt', self.request.retries, time.time())
+        if not self.request.retries:
+            raise self.retry(
+                countdown=context['retry later']['countdown'], queue=context['retry later']['queue'],
+            )
+
+    def die_once(context: Any) -> dict[str, int]:
+        note(context.uid, 'dies' if not lines(context.uid) else 'lives')
+        if lines(context.uid) == ['dies']:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {'depth': context.task_instance.depth}
+
+    @workflow.trigger_task(after=['die'])
+    def dies(context: Any) -> Any:
+        return die_once(context)
+
+    @workflow.trigger_task(after=['die late'], acks_late=True)
+    def dies_late(context: Any) -> Any:
+        return die_once(context)
+
+    @workflow.trigger_task(after=['die and come back'], replay_lost=True)
+    def dies_and_comes_back(context: Any) -> Any:
+        return die_once(context)
+
+    @workflow.trigger_task(after=['die always'], replay_lost=True, max_retries=2)
+    def always_dies(context: Any) -> None:
+        note(context.uid, 'dies')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @workflow.trigger_task(after=['die always late'], acks_late=True)
+    def always_dies_late(context: Any) -> None:
+        note(context.uid, 'dies')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for name in ('late', 'early'):
+        @workflow.trigger_task(
+            after=[f'hold {name}'], acks_late=name == 'late', trigger_name=f't_hold_{name}',
+            name=f'hold_{name}',
+        )
+        def hold(context: Any) -> None:
+            note(context.uid, 'runs')
+            deadline = time.monotonic() + 60
+            while 'go on' not in lines(context.uid) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            note(context.uid, 'ends')
 
 
 def _declare_retries(app: Any) -> None:
