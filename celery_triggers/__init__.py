@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from celery_triggers.manager import FinalizingTriggerManager as FinalizingTriggerManager
     from celery_triggers.manager import Firing as Firing
     from celery_triggers.manager import TriggerManager as TriggerManager
+    from celery_triggers.overdue import SweepReport as SweepReport
     from celery_triggers.storages.view import TaskInstance as TaskInstance
     from celery_triggers.task import TaskContext as TaskContext
     from celery_triggers.task import TriggerTask as TriggerTask
@@ -32,6 +33,7 @@ _HOMES = {
     'FinalizingTriggerManager': 'manager',
     'Firing': 'manager',
     'Status': 'engine.transitions',
+    'SweepReport': 'overdue',
     'TaskConfig': 'engine.configuration',
     'TaskContext': 'task',
     'TaskInstance': 'storages.view',

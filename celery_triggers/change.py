@@ -125,11 +125,7 @@ class Change(Generic[T]):
         snapshot = yield from self._read(configuration, self.manager)
         attempts = 0
         while True:
-            if not snapshot.exists and snapshot.session.configuration is not begins_with:
-                # It was deleted in between: another begins here, not this one again.
-                configuration = begins_with
-                snapshot = yield from self._read(configuration, self.manager)
-            snapshot = yield from self._fitting(snapshot, configuration)
+            snapshot = yield from self._fitting(snapshot, configuration, begins_with)
             configuration = snapshot.session.configuration
             earlier = self._earlier(snapshot)
             if earlier is not None:
@@ -183,19 +179,29 @@ class Change(Generic[T]):
         assert snapshot is not None
         return snapshot
 
-    def _fitting(self, snapshot: Snapshot, expected: Configuration) -> Asking[Snapshot]:
-        """Read again if the session's own configuration asks for more than was read."""
-        session = snapshot.session
-        while session.configuration is not expected or (
-            session.head.manager and session.head.manager != self.manager
-        ):
-            expected = session.configuration
-            wanted = self._plan(expected, session.head.manager)
-            if session.plan.whole or session.plan == wanted:
-                return snapshot
-            snapshot = yield from self._read(expected, session.head.manager)
+    def _fitting(
+        self, snapshot: Snapshot, expected: Configuration, begins_with: Configuration
+    ) -> Asking[Snapshot]:
+        """Read again if the session's own configuration asks for more than was read.
+
+        Where the session is gone by then another begins, with what all begin with, and not
+        with what had been given to the one before.
+        """
+        while True:
             session = snapshot.session
-        return snapshot
+            if not snapshot.exists:
+                if session.configuration is begins_with:
+                    return snapshot
+                expected = begins_with
+            else:
+                own_manager = session.head.manager not in ('', self.manager)
+                if session.configuration is expected and not own_manager:
+                    return snapshot
+                expected = session.configuration
+                wanted = self._plan(expected, session.head.manager)
+                if session.plan.whole or session.plan == wanted:
+                    return snapshot
+            snapshot = yield from self._read(expected, session.head.manager)
 
     def _earlier(self, snapshot: Snapshot) -> EventRecord | None:
         record = snapshot.session.events.get(self.event_id)

@@ -6,7 +6,7 @@ The operations themselves are :class:`celery_triggers.manager.TriggerManager`'s.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -36,7 +36,6 @@ class Release:
     Attributes:
         config: The trigger task's configuration at the release.
         header: What travels with the message, see :meth:`Controller.header`.
-        lineage: Options of ``apply_async`` that say which task led to it.
         delay: In how many milliseconds it may run.
     """
 
@@ -44,14 +43,20 @@ class Release:
     instance: TaskInstance
     config: TaskConfig
     header: dict[str, Any] = field(default_factory=dict)
-    lineage: Mapping[str, Any] = field(default_factory=dict)
     delay: int = 0
 
     def confirm_write(self) -> Write:
         """Return what notes that the message was sent, unless its instance runs already."""
+        return self._note(self.manager.storage.settings.redeliver_after)
+
+    def refuse_write(self) -> Write:
+        """Return what notes that the broker does not take the message, though it is up."""
+        return self._note(self.manager.storage.settings.dispatch_grace)
+
+    def _note(self, seconds: float) -> Write:
         record = self.instance.record
-        # Later each time: a message that nobody takes is mostly one in a long queue.
-        seconds = self.manager.storage.settings.redeliver_after * 2**record.sends
+        # Later each time: what nobody takes is mostly in a long queue, or a misconfiguration.
+        wait = int(seconds * 2**record.sends * 1000) + self.delay
         return Write(
             record.name,
             str(self.header['incarnation']),
@@ -64,7 +69,7 @@ class Release:
                 }
             ],
             changes={'sends': record.sends + 1},
-            due=StorageTime(int(seconds * 1000) + self.delay),
+            due=StorageTime(wait),
         )
 
 

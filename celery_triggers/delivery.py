@@ -19,7 +19,7 @@ from kombu.exceptions import EncodeError
 from celery_triggers.change import Change, Outcome
 from celery_triggers.controller import Controller
 from celery_triggers.engine import plans
-from celery_triggers.engine.instances import FAIL, Instance
+from celery_triggers.engine.instances import FAIL, HANDED_OVER, Instance
 from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step, cascade_kwargs
 from celery_triggers.engine.transitions import Status
@@ -183,14 +183,32 @@ class Delivery:
         """Tell whether the claim holds; asked just before the code starts.
 
         The process may have been stopped since it claimed. Then it claims once more, which
-        fails if the instance was given to somebody else.
+        fails if the instance was given to somebody else; and so on, since it may be stopped
+        while it does that.
 
         Raises:
             StorageUnavailable: The storage did not answer.
         """
-        if (uptime() - self._claimed_at) * 1000 < self._lease * SURE_OF_LEASE:
-            return True
-        return self.claim()
+        while (uptime() - self._claimed_at) * 1000 >= self._lease * SURE_OF_LEASE:
+            if not self.claim():
+                return False
+        return True
+
+    def hand_over(self) -> None:
+        """Note that another task takes this one's place, and its claim when it runs.
+
+        Until then nobody renews the lease, and nobody is lost.
+
+        Raises:
+            StorageUnavailable: The storage did not answer.
+        """
+        running = {**self._expected, 'status': Status.RUNNING.value, 'token': self.token}
+        self.manager.storage.write(
+            Write(
+                self.name, str(self.header['incarnation']), [running],
+                {'loss': HANDED_OVER + self.loss},
+            )
+        )
 
     def beat_write(self) -> Write:
         """Return what a heartbeat writes: the worker that holds this delivery lives.

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from operator import methodcaller
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
-from celery._state import get_current_worker_task
 from kombu.exceptions import OperationalError
 
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import Release
-from celery_triggers.publisher import Job, Publisher
+from celery_triggers.publisher import Job, Publisher, Wire
 from celery_triggers.registry import task_runners
 from celery_triggers.runners import CeleryTaskRunner, EagerError, fail_dispatch
 from celery_triggers.settings import Settings
+from celery_triggers.storages.records import Write
 
 __all__ = ['Dispatcher']
 
@@ -69,7 +68,7 @@ class Dispatcher:
                 messages.append(release)
                 continue
             try:
-                if self._run(runner, release):
+                if self._guarded(release, methodcaller('run', release)):
                     taken.append(release)
             except EagerError as exc:
                 errors.append(exc.error)
@@ -77,7 +76,7 @@ class Dispatcher:
                 errors.append(exc)
         handed_over = [r for r in taken if self._runner_of(r).hands_over]
         if handed_over and not self.app.conf.task_always_eager:
-            self._confirm(handed_over)
+            _note([release.confirm_write() for release in handed_over], handed_over[0])
         sent = self._publish(messages) if messages else 0
         if errors:
             raise errors[0] from errors[0].__cause__
@@ -96,15 +95,16 @@ class Dispatcher:
             _give_up(release, exc)
             return None
 
-    def _run(self, runner: Any, release: Release) -> bool:
-        """Let a runner see to an instance here and now; tell whether it has."""
+    def _guarded(self, release: Release, call: Callable[[Any], object]) -> bool:
+        """Let the runner do something about an instance; tell whether it has."""
+        runner = self._runner_of(release)
         try:
-            runner.run(release)
+            call(runner)
         except EagerError:
             raise
         except SoftTimeLimitExceeded:
-            # It is meant for the code that fires; what was released is run all the same.
-            runner.run(release)
+            # It is meant for the code that fires; what was released is seen to all the same.
+            call(runner)
             raise
         except RecursionError as exc:
             _give_up(release, exc)
@@ -123,66 +123,46 @@ class Dispatcher:
     # ---------------------------------------------------------------- messages
 
     def _publish(self, releases: Sequence[Release]) -> int:
-        lineage = _lineage(self.app)
-        failures: dict[int, Exception] = {}
-        messages: list[Callable[[Any, dict[str, Any]], None]] = [
-            partial(self._send, replace(release, lineage=lineage), index, failures)
-            for index, release in enumerate(releases)
-        ]
+        made: list[Release] = []
+        wires: list[Wire] = []
+        for release in releases:
+            wire = self._message(release)
+            if wire is not None:
+                made.append(release)
+                wires.append(wire)
 
-        def confirm(sent: list[int]) -> None:
-            self._confirm([releases[index] for index in sent if index not in failures])
+        def sent(positions: list[int]) -> None:
+            _note([made[position].confirm_write() for position in positions], made[0])
 
-        sent = self.publisher.publish(Job(messages, confirm))
-        for index, exc in list(failures.items()):
-            _give_up(releases[index], exc)
-        return len([index for index in sent if index not in failures])
+        def refused(position: int, exc: Exception) -> None:
+            release = made[position]
+            logger.error(
+                '%s of session %r stays scheduled, the broker does not take its message: %s: %s',
+                release.instance.name, release.manager.uid, type(exc).__name__, exc,
+            )
+            _note([release.refuse_write()], release)
 
-    def _send(
-        self,
-        release: Release,
-        index: int,
-        failures: dict[int, Exception],
-        producer: Any,
-        options: dict[str, Any],
-    ) -> None:
-        """Send one message; note what is wrong with it alone, raise what the broker says."""
-        runner = self._runner_of(release)
-        try:
-            runner.send(release, producer=producer, **options)
-        except RecursionError as exc:
-            failures[index] = exc
-        except Exception as exc:
-            connection = producer.connection
-            down = (*_NOT_SENT, *connection.connection_errors, *connection.channel_errors)
-            if isinstance(exc, down):
-                raise
-            # Whatever is wrong with one task is that instance's failure alone.
-            failures[index] = exc
+        return len(self.publisher.publish(Job(wires, sent, refused))) if wires else 0
 
-    def _confirm(self, releases: Sequence[Release]) -> None:
-        """Note that messages were sent, unless their instances run already."""
-        writes = [(release.manager.storage, release.confirm_write()) for release in releases]
-        if not writes:
+    def _message(self, release: Release) -> Wire | None:
+        """Make the message of an instance; ``None`` if that went wrong."""
+        with self.publisher.recording() as (options, wire):
+
+            def make(runner: Any) -> None:
+                # Perhaps for the second time, after a soft time limit struck in the first.
+                wire.clear()
+                runner.send(release, **options)
+
+            return wire if self._guarded(release, make) else None
+
+
+def _note(writes: Sequence[Write], release: Release) -> None:
+    """Write what became of messages, all of the session of ``release``."""
+    storage = release.manager.storage
+    for answer in type(storage).write_many([(storage, write) for write in writes]):
+        if isinstance(answer, StorageUnavailable):
+            logger.warning('messages were sent and may be sent again: %s', answer)
             return
-        storage = type(writes[0][0])
-        for answer in storage.write_many(writes):
-            if isinstance(answer, StorageUnavailable):
-                logger.warning('messages were sent and may be sent again: %s', answer)
-                return
-
-
-def _lineage(app: Any) -> dict[str, Any]:
-    """Return what Celery would add to a message that this thread's task sends."""
-    lineage: dict[str, Any] = {'reply_to': app.thread_oid}
-    task: Any = get_current_worker_task()
-    if task is not None:
-        request = task.request
-        lineage['root_id'] = request.root_id or request.id
-        lineage['parent_id'] = request.id
-        if app.conf.task_inherit_parent_priority:
-            lineage['priority'] = (request.delivery_info or {}).get('priority')
-    return lineage
 
 
 def _give_up(release: Release, exc: Exception) -> None:

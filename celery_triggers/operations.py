@@ -61,6 +61,33 @@ class Operations(Controller):
         outcome = self.change(plans.outcome(name), decide)
         return self.storage[outcome.record.created[0]]
 
+    def resend_scheduled_instance(self, task_instance: TaskInstance | str) -> None:
+        """Send the message of a scheduled instance again, now: its queue was purged, say.
+
+        The sweep does so by itself after ``triggers_redeliver_after``. A task that derives
+        from :class:`.TriggerTask` runs once, however many messages there are; others run
+        with each.
+
+        Args:
+            task_instance: The instance or its name.
+
+        Raises:
+            InvalidTransition: It is not scheduled.
+        """
+        name = _name(task_instance)
+
+        def decide(step: Step) -> None:
+            instance = self._instance(step, name)
+            if instance.status is not Status.SCHEDULED:
+                raise InvalidTransition(
+                    f'{name} of session {self.uid!r} is {instance.status}; only a scheduled '
+                    'instance can be sent again',
+                    instance=name, status=instance.status.value, wanted=Status.SCHEDULED.value,
+                )
+            step.resend(instance)
+
+        self.change(plans.record_of(name), decide)
+
     def skip_failed_instance(
         self,
         failed_instance: TaskInstance | str,
@@ -72,18 +99,24 @@ class Operations(Controller):
         Args:
             failed_instance: The instance or its name.
             cascade: Whether its task's name is fired as if it had finished.
-            result: The simulated result, used with ``cascade``.
+            result: The simulated result, used with ``cascade``; ``None`` stands for the
+                result of an instance at which a loop was stopped after it had returned.
 
         Raises:
             InvalidTransition: It is neither failed nor revoked.
             InvalidFiring: The result cannot be serialized; nothing changed.
         """
         name = _name(failed_instance)
-        kwargs = self.checked_kwargs(name, cascade_kwargs(result)) if cascade else None
+        given = self.checked_kwargs(name, cascade_kwargs(result)) if cascade else None
 
         def decide(step: Step) -> None:
-            metadata = {'result': result} if cascade else None
-            step.skip(self._unhappy(step, name, Status.SKIPPED), metadata=metadata, cascade=kwargs)
+            instance = self._unhappy(step, name, Status.SKIPPED)
+            if not cascade:
+                step.skip(instance)
+                return
+            known = instance.metadata.get('result') if result is None else result
+            kwargs = given if result is not None else cascade_kwargs(known)
+            step.skip(instance, metadata={'result': known}, cascade=kwargs)
 
         self.change(plans.outcome(name), decide)
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from celery_triggers.delivery import Delivery, exception_facts, lost_worker
 from celery_triggers.engine import plans
-from celery_triggers.engine.instances import Instance
+from celery_triggers.engine.instances import HANDED_OVER, Instance
 from celery_triggers.engine.session import Plan, Session
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import WITH_DUE_DATE, Status
-from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.exceptions import ClaimLost, StorageUnavailable
 from celery_triggers.manager import TriggerManager
 from celery_triggers.registry import trigger_managers
 from celery_triggers.storages.base import StorageBackend
@@ -29,6 +29,9 @@ from celery_triggers.wiring import Application, StoredOutcome
 __all__ = ['Sweep', 'SweepReport']
 
 logger = logging.getLogger(__name__)
+
+#: Failures that say that a run was lost, not how it ended.
+_OF_LOST_RUNS = frozenset({'WorkerLostError', ClaimLost.__name__})
 
 #: How many due dates one pass takes.
 MOST_AT_ONCE = 1000
@@ -41,6 +44,7 @@ class SweepReport:
     Attributes:
         taken: How many due dates had come.
         sent: Messages sent, for the first time or again.
+        unsent: Messages that could not be sent; the broker is down.
         repaired: Outcomes that only the result backend knew of.
         again: Instances taken back from lost workers, to be run again.
         replayed: Instances of lost workers that others took the place of.
@@ -55,6 +59,7 @@ class SweepReport:
 
     taken: int = 0
     sent: int = 0
+    unsent: int = 0
     repaired: int = 0
     again: int = 0
     replayed: int = 0
@@ -192,7 +197,7 @@ class _OfInstance(_Overdue):
         head = self.session.head
         serving = self.manager._serving(head.manager)
         sent = serving.dispatch([wrapped], head.incarnation, self.now)
-        return 'sent' if sent else 'postponed'
+        return 'sent' if sent else 'unsent'
 
     def _later(self) -> int:
         return self.now + int(self.settings.redeliver_after * 1000)
@@ -205,7 +210,20 @@ class _OfInstance(_Overdue):
             return self._postpone(instance.lease)
         if not self.due.calm and not instance.spared:
             return self._spare()
-        return self._repair() or self._lose()
+        repaired = self._repair()
+        if repaired is None and instance.loss.startswith(HANDED_OVER):
+            return self._wait_for_replacement()
+        return repaired or self._lose()
+
+    def _wait_for_replacement(self) -> str:
+        """Wait longer each time for a task that took another's place, and is in some queue."""
+        instance = self.instance
+        if instance.sends >= self.settings.max_deliveries:
+            return self._lose()
+        seconds = self.settings.redeliver_after * 2**instance.sends
+        lease = StorageTime(int(seconds * 1000))
+        self._write({'lease': lease, 'sends': instance.sends + 1}, due=lease)
+        return 'postponed'
 
     def _spare(self) -> str:
         """Extend the lease once: while everything was down nobody could renew it."""
@@ -264,7 +282,7 @@ class _OfInstance(_Overdue):
         if stored.state == 'REVOKED':
             return 'repaired' if delivery.revoke('revoked') else None
         facts = exception_facts(stored.result)
-        if facts['type'] == 'WorkerLostError':
+        if facts['type'] in _OF_LOST_RUNS:
             return None
         return 'repaired' if delivery.fail('raised', facts) else None
 

@@ -3,17 +3,20 @@
 A broker that is down may refuse, hang, or vanish in the middle of a message; kombu then
 takes from one second to for ever. Nobody waits for that here: what was not sent in time
 is sent by the sweep.
+
+A message is made where it is released, with all that routers, signal handlers and
+``apply_async`` have to say about it, and handed to the thread as it goes to the wire.
 """
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from celery.backends.base import DisabledBackend
@@ -27,57 +30,72 @@ logger = logging.getLogger(__name__)
 #: For how many seconds a caller waits at most until its messages are sent.
 LIMIT = 2.0
 
+#: For how many seconds without a message sent the broker is taken to be down.
+STUCK = 1.0
+
 #: For how many seconds nothing is sent after a failure.
 PAUSE = 5.0
 
 #: What brokers are told besides what ``broker_transport_options`` says (seconds).
 TRANSPORT_OPTIONS: dict[str, dict[str, Any]] = {
-    'redis': {'max_retries': 0, 'socket_timeout': 1.5, 'socket_connect_timeout': 1.0},
-    'amqp': {
-        'max_retries': 0, 'confirm_publish': True, 'read_timeout': 1.5, 'write_timeout': 1.5,
-    },
+    'redis': {'socket_timeout': 1.5, 'socket_connect_timeout': 1.0},
+    'amqp': {'confirm_publish': True, 'read_timeout': 1.5, 'write_timeout': 1.5},
 }
 CONNECT_TIMEOUT = 1.0
 CONFIRM_TIMEOUT = 1.5
 
+#: What goes to the wire for one message: arguments of the producer's last step.
+Wire = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+class BrokerDown(Exception):
+    """No connection to the broker could be made; the cause says why."""
+
 
 class Job:
-    """Messages to be sent one after the other, and what is done afterwards.
+    """Messages to be sent one after the other.
 
     Args:
-        messages: Each sends one, given the producer and further options of ``apply_async``.
-            What goes wrong with one of them alone it must deal with; what it raises means
-            that the broker is down.
-        confirm: Is called in the end with the positions of those that were sent.
+        messages: What goes to the wire for each.
+        sent: Is called in the end with the positions of those that were sent.
+        refused: Is called with the position of one that the broker does not take, though
+            it is up, and why.
     """
 
     def __init__(
         self,
-        messages: list[Callable[[Any, dict[str, Any]], None]],
-        confirm: Callable[[list[int]], None],
+        messages: Sequence[Wire],
+        sent: Callable[[list[int]], None],
+        refused: Callable[[int, Exception], None],
     ):
-        self._messages = messages
-        self._confirm = confirm
-        self._context = contextvars.copy_context()
+        self.messages = messages
         self.sent: list[int] = []
-        self.error: Exception | None = None
-        self.moved_at = time.monotonic()
         self.done = threading.Event()
+        self._note_sent = sent
+        self._note_refused = refused
 
-    def run(self, connection: _Connection) -> None:
-        """Send everything; called in the publisher's thread."""
+    def run(self, connection: _Connection, moved: Callable[[], None]) -> None:
+        """Send everything; called in the publisher's thread.
+
+        Raises:
+            BrokerDown: The rest was not sent.
+        """
         try:
-            for index, message in enumerate(self._messages):
-                self._context.run(connection.send, message)
-                self.sent.append(index)
-                self.moved_at = time.monotonic()
-        except Exception as exc:  # noqa: BLE001
-            # A transport raises whatever it likes; all of it means: not confirmed.
-            self.error = exc
+            for index, message in enumerate(self.messages):
+                moved()
+                try:
+                    connection.send(message)
+                except BrokerDown:
+                    raise
+                except Exception as exc:  # noqa: BLE001
+                    # The broker is up, so it is this message that it does not take.
+                    self._note_refused(index, exc)
+                else:
+                    self.sent.append(index)
         finally:
             try:
                 if self.sent:
-                    self._confirm(self.sent)
+                    self._note_sent(self.sent)
             finally:
                 self.done.set()
 
@@ -101,6 +119,38 @@ class Publisher:
         self._sender: _Sender | None = None
         self._stuck: _Sender | None = None
         self._paused_until = 0.0
+        self._unconnected: Any = None
+
+    # ----------------------------------------------------------------- recording
+
+    @contextmanager
+    def recording(self) -> Iterator[tuple[dict[str, Any], Wire]]:
+        """Give options for ``apply_async`` with which it sends nothing yet, and what it would.
+
+        Celery tells the result backend of each message before it sends it, for whoever
+        waits in the same thread. Nobody waits here, and a backend that is down would hold
+        the caller up for long, so it is not told.
+        """
+        if self._unconnected is None:
+            self._unconnected = self.app.connection_for_write()
+        wire: Wire = []
+
+        def record(_: Any, *args: Any, **kwargs: Any) -> None:
+            wire.append((args, kwargs))
+
+        # The last step of kombu's producer; what comes before it, serializing for one,
+        # happens in the caller's thread.
+        own = self.app.amqp.Producer
+        producer = type('RecordingProducer', (own,), {'_publish': record})(
+            self._unconnected, auto_declare=False
+        )
+        options: dict[str, Any] = {'producer': producer, 'retry': False}
+        if self._unconnected.transport.driver_type == 'amqp':
+            options['confirm_timeout'] = CONFIRM_TIMEOUT
+        with _without_result_backend(self.app):
+            yield options, wire
+
+    # ---------------------------------------------------------------- publishing
 
     @property
     def paused(self) -> bool:
@@ -112,73 +162,84 @@ class Publisher:
 
         It takes two seconds at most. What has not been sent by then may still be.
         """
-        if self.paused:
-            return []
-        sender = self._free_sender()
+        sender = None if self.paused else self._free_sender()
         if sender is None:
             return []
         sender.jobs.put(job)
-        done = job.done.wait(LIMIT)
-        if job.error is not None:
-            self._pause(job.error)
-        elif not done and time.monotonic() - job.moved_at > LIMIT / 2:
-            self._pause(TimeoutError(f'nothing was sent for {LIMIT / 2:g} seconds'))
+        if not job.done.wait(LIMIT) and sender.is_stuck:
+            self.pause(TimeoutError(f'nothing was sent for {STUCK:g} seconds'))
             with self._lock:
                 if self._sender is sender:
                     # It may hang for long. Another takes over once this one is free again.
                     self._sender, self._stuck = None, sender
         return list(job.sent)
 
+    def pause(self, error: BaseException) -> None:
+        """Send nothing for a while."""
+        if not self.paused:
+            logger.warning(
+                'released tasks stay scheduled and are sent later, the broker does not take '
+                'messages: %s: %s', type(error).__name__, error,
+            )
+        self._paused_until = time.monotonic() + PAUSE
+
     def _free_sender(self) -> _Sender | None:
         with self._lock:
             if self._stuck is not None:
-                if self._stuck.is_busy:
+                if self._stuck.is_stuck:
                     self._paused_until = time.monotonic() + PAUSE
                     return None
                 self._stuck.jobs.put(None)
                 self._stuck = None
             if self._sender is None or not self._sender.thread.is_alive():
-                self._sender = _Sender(self.app, self._gate)
+                self._sender = _Sender(self, self._gate)
             return self._sender
-
-    def _pause(self, error: Exception) -> None:
-        self._paused_until = time.monotonic() + PAUSE
-        logger.warning(
-            'released tasks stay scheduled and are sent later, the broker does not take '
-            'messages: %s: %s', type(error).__name__, error,
-        )
 
 
 class _Sender:
     """The thread, with its jobs and its connection."""
 
-    def __init__(self, app: Any, gate: ForkGate):
+    def __init__(self, publisher: Publisher, gate: ForkGate):
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self.is_busy = False
-        self._app = app
+        self._publisher = publisher
         self._gate = gate
+        self._busy_since: float | None = None
         self.thread = threading.Thread(
             target=self._run, name='celery_triggers-publisher', daemon=True
         )
         self.thread.start()
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has been at one message for too long."""
+        since = self._busy_since
+        return since is not None and time.monotonic() - since > STUCK
+
+    def _moved(self) -> None:
+        self._busy_since = time.monotonic()
+
     def _run(self) -> None:
-        _ask_no_result_backend(self._app)
-        connection = _Connection(self._app)
+        connection = _Connection(self._publisher.app)
         while True:
             job = self.jobs.get()
             if job is None:
                 connection.close()
                 return
-            self.is_busy = True
+            if self._publisher.paused:
+                # What waited behind the failure is left to the sweep with it.
+                job.done.set()
+                continue
+            self._moved()
             try:
                 with self._gate:
-                    job.run(connection)
+                    job.run(connection, self._moved)
+            except BrokerDown as exc:
+                self._publisher.pause(exc.__cause__ or exc)
             except Exception:
-                # The confirmation failed: the sweep looks at it in any case.
-                logger.warning('a message was sent but could not be confirmed', exc_info=True)
+                # The notes could not be made: the sweep looks at it in any case.
+                logger.warning('what was sent could not be noted', exc_info=True)
             finally:
-                self.is_busy = False
+                self._busy_since = None
 
 
 class _Connection:
@@ -186,55 +247,87 @@ class _Connection:
 
     def __init__(self, app: Any):
         self._app = app
+        # Kept when the connection is lost, so that it goes on with the next of several URLs.
+        self._connection: Any = None
         self._producer: Any = None
-        self._confirms = False
 
-    def send(self, message: Callable[[Any, dict[str, Any]], None]) -> None:
-        """Send a message; once more on a new connection if an old one turns out to be dead."""
-        is_old = self._producer is not None
-        try:
-            self._send(message)
-        except Exception:
-            self.close()
-            if not is_old:
-                raise
-            self._send(message)
+    def send(self, message: Wire) -> None:
+        """Send a message; once more on a new connection, since the old one may be dead.
 
-    def _send(self, message: Callable[[Any, dict[str, Any]], None]) -> None:
-        if self._producer is None:
+        Raises:
+            BrokerDown: There is no connection to be had.
+            Exception: What the broker says to this message, though it is up.
+        """
+        for attempt in (1, 2):
             self._open()
-        options: dict[str, Any] = {'retry': False}
-        if self._confirms:
-            options['confirm_timeout'] = CONFIRM_TIMEOUT
-        message(self._producer, options)
+            try:
+                for args, kwargs in message:
+                    self._producer._publish(*args, **kwargs)
+                return
+            except Exception:
+                self.close()
+                if attempt == 2:
+                    self._open()
+                    raise
 
     def _open(self) -> None:
+        if self._producer is not None:
+            return
         app = self._app
-        kind = app.connection_for_write().transport.driver_type
-        connection = app.connection_for_write(
-            heartbeat=0,
-            connect_timeout=CONNECT_TIMEOUT,
-            transport_options=TRANSPORT_OPTIONS.get(kind, {'max_retries': 0}),
+        try:
+            if self._connection is None:
+                self._connection = self._new_connection()
+            self._connection.ensure_connection(
+                max_retries=len(self._connection.alt) or 1,
+                interval_start=0, interval_step=0, interval_max=0,
+                timeout=CONNECT_TIMEOUT * 2, reraise_as_library_errors=False,
+            )
+            producer = app.amqp.Producer(self._connection, auto_declare=False)
+            # Opened now, so that what is raised later is about the message.
+            _ = producer.channel
+        except Exception as exc:
+            self.close()
+            raise BrokerDown from exc
+        self._producer = producer
+
+    def _new_connection(self) -> Any:
+        app = self._app
+        first = app.connection_for_write()
+        options = dict(TRANSPORT_OPTIONS.get(first.transport.driver_type, {}))
+        options.update(
+            # Of several URLs each is tried once.
+            max_retries=max(0, len(first.alt) - 1),
+            interval_start=0, interval_step=0, interval_max=0,
         )
-        self._confirms = kind == 'amqp'
-        self._producer = app.amqp.Producer(connection, auto_declare=False)
+        return app.connection_for_write(
+            heartbeat=0, connect_timeout=CONNECT_TIMEOUT, transport_options=options
+        )
 
     def close(self) -> None:
-        """Forget the connection."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
+        """Drop the connection; the next message makes a new one."""
+        self._producer = None
+        if self._connection is not None:
             try:
-                producer.connection.collect(socket_timeout=0.1)
+                self._connection.collect(socket_timeout=0.1)
             except Exception:
                 # It is dead: that is why it is closed.
                 logger.debug('closing a broken connection failed', exc_info=True)
 
 
-def _ask_no_result_backend(app: Any) -> None:
-    """Have this thread tell no result backend of what it sends.
-
-    Celery subscribes to each result before it sends the message, for whoever waits in the
-    same thread. Nobody waits in this one, and a backend that is down would hold it up.
-    """
-    if getattr(app, '_backend_cache', None) is None and hasattr(app, '_local'):
-        app._local.backend = DisabledBackend(app=app)
+@contextmanager
+def _without_result_backend(app: Any) -> Iterator[None]:
+    """Let Celery believe in this thread that there is no result backend to be told."""
+    local = getattr(app, '_local', None)
+    if local is None or getattr(app, '_backend_cache', None) is not None:
+        # One backend for all threads (result_backend_thread_safe) is told all the same.
+        yield
+        return
+    known = getattr(local, 'backend', None)
+    local.backend = DisabledBackend(app=app)
+    try:
+        yield
+    finally:
+        if known is None:
+            del local.backend
+        else:
+            local.backend = known

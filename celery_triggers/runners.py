@@ -87,7 +87,7 @@ class CeleryTaskRunner(BaseTaskRunner):
         stored = dict(message.get('options') or {})
         headers = {**(stored.pop('headers', None) or {}), 'triggers': release.header}
         options = {
-            **release.lineage, **stored, **options,
+            **stored, **options,
             'task_id': record.task_id, 'headers': headers, 'add_to_parent': False,
         }
         if record.eta:

@@ -180,9 +180,10 @@ def on_postrun(
             facts = (retval.replacement_kwargs, retval.metadata, retval.countdown, level)
             # Where this delivery still runs it, only a task that the session no longer
             # has can be in the way; a stale delivery fails nothing either.
-            counted = delivery.replay(*facts) or delivery.fail(
-                'cannot be replayed', exception_facts(None), level
-            )
+            counted = delivery.replay(*facts)
+            if not counted:
+                delivery.patience = 0.0
+                counted = delivery.fail('cannot be replayed', exception_facts(None), level)
         else:
             metadata = retval.metadata if isinstance(retval, Skipped) else None
             counted = delivery.skip(metadata, level)

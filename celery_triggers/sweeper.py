@@ -54,9 +54,12 @@ class Sweeper:
 
     def _pass(self) -> float:
         """Sweep once; return for how many seconds to pause."""
-        interval = float(self._triggers.settings.sweep_interval)
+        settings = self._triggers.settings
+        interval = float(settings.sweep_interval)
         if not interval:
             return 10.0
+        # Seldom in a short lease would look like an outage, after which nobody is judged.
+        interval = min(interval, float(settings.lease) / 4)
         began = time.monotonic()
         try:
             report = self._sweep()

@@ -347,6 +347,13 @@ class TriggerTask(_BaseTask):
     def apply_async(self, *args: Any, **options: Any) -> Any:
         """Send the task; the retry of an instance is committed before it is sent."""
         header = (options.get('headers') or {}).get('triggers')
+        if header is not None and self.request.called_directly and 'producer' not in options:
+            # retry_on_worker_lost: Celery retries for a lost child. Where that cannot be
+            # done it goes on as if it had not been asked to.
+            raise TriggersError(
+                f'{header["instance"]} is not retried by Celery: what becomes of an instance '
+                'whose worker is lost is seen to by celery_triggers'
+            )
         if header is not None and self._is_retry(header):
             self._retry_instance(*args, **options)
             return self.AsyncResult(header['task_id'])
@@ -392,6 +399,7 @@ class TriggerTask(_BaseTask):
             return super().on_replace(sig)
         delivery = self._delivery()
         assert delivery is not None
+        delivery.hand_over()
         carried = {**header, 'claim': delivery.token}
         if isinstance(sig, (_chain, _chord)):
             failed = self.app.tasks['celery_triggers.replacement_failed']

@@ -21,7 +21,7 @@ extensions = [
     'sphinx.ext.napoleon',
     'from_code',
 ]
-exclude_patterns = ['_build', '_ext']
+exclude_patterns = ['_build', '_data', '_ext']
 nitpicky = False
 
 myst_enable_extensions = ['colon_fence', 'deflist']

@@ -15,6 +15,11 @@ from celery_triggers.engine.transitions import RESOLVED, Event, Status, next_sta
 AGAIN, FAIL = 'again', 'fail'
 
 
+#: Begins the ``loss`` of an instance whose task put another in its own place: nobody holds
+#: it for the time being.
+HANDED_OVER = 'handed over:'
+
+
 def replay_at_most(replays: int | None) -> str:
     """Return the ``loss`` of an instance that is then replayed, so many times in a row."""
     return f'replay:{"" if replays is None else replays}'
@@ -38,7 +43,8 @@ class Instance:
         changed: When the status last changed in a commit, in the same milliseconds.
         claimed: When it was claimed, which is no commit; 0 if it does not run.
         loss: What becomes of it if its worker is lost, set by the claim: one of
-            :data:`AGAIN`, :data:`FAIL` and ``replay:<most replays>``.
+            :data:`AGAIN`, :data:`FAIL` and ``replay:<most replays>``, perhaps after
+            :data:`HANDED_OVER`.
         spared: 1 if its lease was extended, after a time in which nobody could have
             renewed it, and its worker has not been heard of since.
         received: ``{leaf key: kwargs}``, as fired.
@@ -84,9 +90,14 @@ class Instance:
         return self.status in RESOLVED
 
     @property
+    def policy(self) -> str:
+        """What becomes of it if its worker is lost."""
+        return self.loss.removeprefix(HANDED_OVER)
+
+    @property
     def replays_when_lost(self) -> bool:
         """Tell whether another instance takes its place if its worker is lost."""
-        kind, _, most = self.loss.partition(':')
+        kind, _, most = self.policy.partition(':')
         return kind == 'replay' and (not most or (most.isdecimal() and self.depth < int(most)))
 
     def follow(self, event: Event, now: int) -> None:

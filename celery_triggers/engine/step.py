@@ -42,6 +42,8 @@ class Step(FiringStep):
             self._unclaim(instance)
             instance.metadata['reason'] = CASCADE_LIMIT
             instance.metadata['exception'] = {'type': 'CascadeLimitExceeded', 'message': stopped}
+            # For a person who carries it on, with skip_failed_instance(..., cascade=True).
+            instance.metadata['result'] = result
             return
         self._advance(instance, Event.LATE_SUCCESS if late else Event.FINISH)
         self._unclaim(instance)
@@ -116,7 +118,7 @@ class Step(FiringStep):
         """
         next_status(instance.name, instance.status, Event.REQUEUE)
         known = instance.task in self.session.configuration
-        if instance.loss == AGAIN and len(instance.lost) + 1 < self.limits.max_deliveries:
+        if instance.policy == AGAIN and len(instance.lost) + 1 < self.limits.max_deliveries:
             self._advance(instance, Event.REQUEUE)
             instance.lost = [*instance.lost, instance.token]
             self._unclaim(instance)

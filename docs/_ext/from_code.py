@@ -29,11 +29,16 @@ MEANINGS = {
     Event.REVOKE: ('its Celery task is revoked, or a person revokes it', '<task>:revoked'),
     Event.CLAIM: ('a delivery claims the attempt, just before the code starts', ''),
     Event.RETRY: ('Celery retries it; the attempt grows by one', ''),
-    Event.REQUEUE: ('its code raises Reject(requeue=True); the attempt stays', ''),
+    Event.REQUEUE: (
+        'its code raises Reject(requeue=True), or its worker is lost or shut down cold and it '
+        'is to run again; the attempt stays',
+        '',
+    ),
     Event.FINISH: ('it returns', '<task>, with the result'),
     Event.FAIL: (
         'it raises, times out, is not registered, expires, is rejected, cannot be dispatched, '
-        'or its worker is lost',
+        'its worker is lost, no worker takes its message, or a loop is stopped (which fires '
+        'nothing)',
         '<task>:failed',
     ),
     Event.SKIP: (
@@ -41,7 +46,8 @@ MEANINGS = {
         '<task>, if a person skips it with cascade=True',
     ),
     Event.REPLAY: (
-        'its code raises self.replay(), or a person replays what failed or was revoked; '
+        'its code raises self.replay(), its worker is lost and it has replay_lost, or a person '
+        'replays what failed or was revoked; '
         'a new instance is released',
         '',
     ),

@@ -567,3 +567,56 @@ def test_a_commit_whose_answer_is_lost_is_no_error_if_the_storage_then_goes_away
     assert record.released == ['t_x#0']
     assert application.releases == []
     assert set(dues(medium, manager)) == {'t_x#0'}
+
+
+def test_an_instance_that_was_handed_over_is_not_taken_for_lost(medium: Medium):
+    """Its replacement waits in a queue, or runs as a canvas that nobody beats for."""
+    manager, run = running(medium, 'again', triggers_max_deliveries=2)
+    run.hand_over()
+    for number in range(2):
+        hasten(manager, lease=1, spared=1)
+        before = manager.storage.read(_nothing()).now
+        assert did(sweep(medium, manager)) == {'postponed': 1}
+        left = dues(medium, manager)['t_x#0'] - before
+        assert 0 <= left - 3600_000 * 2**number < 60_000, 'longer each time'
+    hasten(manager, lease=1, spared=1)
+    assert did(sweep(medium, manager)) == {'again': 1}, 'in the end it is lost'
+
+
+def test_a_replacement_takes_the_claim_over_and_may_be_lost(medium: Medium):
+    manager, run = running(medium)
+    run.hand_over()
+    replacement = delivery(manager, 't_x#0')
+    replacement.loss = 'fail'
+    assert replacement.claim()
+    hasten(manager, lease=1, spared=1)
+    assert did(sweep(medium, manager)) == {'failed': 1}
+
+
+def test_the_result_of_a_replacement_is_found(medium: Medium):
+    manager, run = running(medium)
+    run.hand_over()
+    task_id = manager.storage['t_x#0'].task_id
+    application_of(manager).outcomes[task_id] = StoredOutcome('SUCCESS', 5)
+    hasten(manager, lease=1, spared=1)
+    assert did(sweep(medium, manager)) == {'repaired': 1}
+
+
+def test_a_child_lost_while_it_handed_over_is_lost(medium: Medium):
+    manager, run = running(medium, 'again')
+    run.hand_over()
+    assert run.lose('gone')
+    assert statuses(manager)['t_x#0'] == 'scheduled'
+
+
+def test_a_message_that_the_broker_refuses_is_offered_later_each_time(medium: Medium):
+    manager = released(medium, triggers_dispatch_grace=10, triggers_max_deliveries=2)
+    for number in range(2):
+        before = manager.storage.read(_nothing()).now
+        release = application_of(manager).releases[-1]
+        assert manager.storage.write(release.refuse_write())[0]
+        left = dues(medium, manager)['t_x#0'] - before
+        assert 0 <= left - 10_000 * 2**number < 5_000
+        hasten(manager)
+        did_now = did(sweep(medium, manager))
+        assert did_now == ({'sent': 1} if number == 0 else {'failed': 1})
