@@ -56,7 +56,7 @@ def exception_facts(
         traceback = ''.join(tracebacks.format_exception(exc))
     return {
         'type': type(exc).__qualname__,
-        'message': str(exc),
+        'message': printable(exc, str),
         'traceback': traceback,
         'context': get_context(exc),
     }
@@ -65,6 +65,15 @@ def exception_facts(
 def lost_worker(message: str) -> dict[str, Any]:
     """Return what is kept of the loss of a worker, in the shape of an exception."""
     return {'type': 'WorkerLostError', 'message': message, 'traceback': '', 'context': {}}
+
+
+def printable(value: object, how: Callable[[Any], str] = repr) -> str:
+    """Return the text of a value, also of one that cannot print itself."""
+    try:
+        return how(value)
+    except Exception:  # noqa: BLE001
+        # Whatever it raises, it must not hide how a run ended.
+        return f'<unprintable {type(value).__qualname__}>'
 
 
 @dataclass(slots=True)
@@ -432,7 +441,7 @@ class Delivery:
             try:
                 kept[str(key)] = codec.copy([value])[0]
             except EncodeError:
-                kept[str(key)] = repr(value)
+                kept[str(key)] = printable(value)
         return kept
 
     def _ignore(self, message: str) -> None:

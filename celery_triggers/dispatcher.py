@@ -127,7 +127,8 @@ class Dispatcher:
         wires: list[Wire] = []
         for release in releases:
             wire = self._message(release)
-            if wire is not None:
+            # An apply_async of one's own may have put it off. Then it is looked at later.
+            if wire:
                 made.append(release)
                 wires.append(wire)
 

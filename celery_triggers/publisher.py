@@ -141,7 +141,8 @@ class Publisher:
         # The last step of kombu's producer; what comes before it, serializing for one,
         # happens in the caller's thread.
         own = self.app.amqp.Producer
-        producer = type('RecordingProducer', (own,), {'_publish': record})(
+        members = {'_publish': record, 'records_for_triggers': True}
+        producer = type('RecordingProducer', (own,), members)(
             self._unconnected, auto_declare=False
         )
         options: dict[str, Any] = {'producer': producer, 'retry': False}

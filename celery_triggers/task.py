@@ -18,6 +18,7 @@ from celery.app.task import Task
 from celery.canvas import Signature, _chain
 from celery.canvas import chord as _chord
 from celery.exceptions import Ignore
+from celery.utils.imports import symbol_by_name
 from celery.utils.time import maybe_make_aware
 from kombu.exceptions import OperationalError
 
@@ -260,6 +261,8 @@ class TriggerTask(_BaseTask):
             # Celery acknowledges the late message of a lost process unless it is told
             # otherwise; a trigger task that acknowledges late is meant to run again.
             cls.reject_on_worker_lost = cls.reject_on_worker_lost is not False
+        if cls.Request != TriggerTask.Request:
+            cls.Request = _with_token(cls.Request)
         bound = super().bind(app)
         if cls.track_started:
             # Celery would store STARTED before the claim, so that a doubled delivery
@@ -347,14 +350,16 @@ class TriggerTask(_BaseTask):
     def apply_async(self, *args: Any, **options: Any) -> Any:
         """Send the task; the retry of an instance is committed before it is sent."""
         header = (options.get('headers') or {}).get('triggers')
-        if header is not None and self.request.called_directly and 'producer' not in options:
+        if header is None or getattr(options.get('producer'), 'records_for_triggers', False):
+            return super().apply_async(*args, **options)
+        if self.request.called_directly:
             # retry_on_worker_lost: Celery retries for a lost child. Where that cannot be
             # done it goes on as if it had not been asked to.
             raise TriggersError(
                 f'{header["instance"]} is not retried by Celery: what becomes of an instance '
                 'whose worker is lost is seen to by celery_triggers'
             )
-        if header is not None and self._is_retry(header):
+        if self._is_retry(header):
             self._retry_instance(*args, **options)
             return self.AsyncResult(header['task_id'])
         return super().apply_async(*args, **options)
@@ -424,6 +429,14 @@ def _finals(sig: Any) -> list[Any]:
         last = [*sig.tasks[-1:], *(frozen[0][:1] if frozen else ())]
         return [final for task in last for final in _finals(task)]
     return [sig]
+
+
+def _with_token(request: Any) -> Any:
+    """Return a class of requests of one's own, with what a claim needs in the parent."""
+    own, ours = symbol_by_name(request), symbol_by_name(TriggerTask.Request)
+    if issubclass(own, ours):
+        return own
+    return type(own.__name__, (ours, own), {'__module__': own.__module__})
 
 
 def _seconds_until(app: Any, options: Mapping[str, Any]) -> float:

@@ -22,6 +22,9 @@ WORKER_LOST = 'worker lost'
 #: The reason of a failure at a time limit.
 TIME_LIMIT = 'time limit'
 
+#: For how many seconds an attempt waits at most that has lost several workers.
+MOST_WAIT = 60
+
 #: Reasons of a failure after which a success may still arrive and count.
 LOST = frozenset({WORKER_LOST, TIME_LIMIT})
 
@@ -120,9 +123,11 @@ class Step(FiringStep):
         known = instance.task in self.session.configuration
         if instance.policy == AGAIN and len(instance.lost) + 1 < self.limits.max_deliveries:
             self._advance(instance, Event.REQUEUE)
+            # What has killed several workers lets others live for a while.
+            wait = min(2 ** len(instance.lost), MOST_WAIT) * 1000 if instance.lost else 0
             instance.lost = [*instance.lost, instance.token]
             self._unclaim(instance)
-            instance.eta = 0
+            instance.eta = self.now + wait if wait else 0
             self._schedule(instance)
             self.settle()
         elif instance.replays_when_lost and known:

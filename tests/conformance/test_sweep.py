@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celery_triggers.delivery import Delivery
-from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.exceptions import StorageUnavailable, with_context
 from celery_triggers.manager import TriggerManager
 from celery_triggers.overdue import Sweep, SweepReport
 from celery_triggers.registry import storage_backends
@@ -620,3 +620,35 @@ def test_a_message_that_the_broker_refuses_is_offered_later_each_time(medium: Me
         hasten(manager)
         did_now = did(sweep(medium, manager))
         assert did_now == ({'sent': 1} if number == 0 else {'failed': 1})
+
+
+def test_what_kills_worker_after_worker_waits_longer_each_time(medium: Medium):
+    manager, _ = running(medium, 'again')
+    for number in range(4):
+        before = manager.storage.read(_nothing()).now
+        run = delivery(manager, 't_x#0', f'run-{number}' if number else 'token')
+        assert run.lose('gone')
+        record = manager.storage['t_x#0'].record
+        wait = record.eta - before if record.eta else 0
+        assert wait == 0 if not number else 0 <= wait - 1000 * 2**number < 5000
+        hasten(manager, eta=0)
+        following = delivery(manager, 't_x#0', f'run-{number + 1}')
+        following.loss = 'again'
+        assert following.claim()
+
+
+def test_a_failure_that_cannot_print_itself_is_a_failure(medium: Medium):
+    class Unprintable(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+        __repr__ = __str__
+
+    manager, _ = running(medium)
+    outcome = StoredOutcome('FAILURE', with_context(Unprintable(), {'x': Unprintable()}), 10**15)
+    application_of(manager).outcomes[manager.storage['t_x#0'].task_id] = outcome
+    hasten(manager, lease=1, spared=1)
+    assert did(sweep(medium, manager)) == {'repaired': 1}
+    exception = manager.storage['t_x#0'].metadata['exception']
+    assert exception['message'].startswith('<unprintable ')
+    assert exception['context']['x'].startswith('<unprintable ')

@@ -274,9 +274,7 @@ def _declare_leases(app: Any) -> None:
     def retry_later(self: Any, context: Any) -> None:
         note(context.uid, 'attempt', self.request.retries, time.time())
         if not self.request.retries:
-            raise self.retry(
-                countdown=context['retry later']['countdown'], queue=context['retry later']['queue'],
-            )
+            raise self.retry(**context['retry later'])
 
     def die_once(context: Any) -> dict[str, int]:
         note(context.uid, 'dies' if not lines(context.uid) else 'lives')

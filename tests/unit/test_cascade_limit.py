@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from celery_triggers.engine.cycles import loop_through
 from celery_triggers.exceptions import CascadeLimitExceeded, ClaimLost
 from celery_triggers.firing import Run
 from tests.unit.conftest import World
+
 
 def run_of(world: World, name: str, token: str = 'token') -> Run:
     header = world.headers[name]
@@ -44,7 +46,7 @@ def test_a_loop_is_stopped_and_named(caplog: Any) -> None:
     assert stopped[0].metadata['reason'] == 'cascade limit'
     exception = stopped[0].metadata['exception']
     assert exception['type'] == 'CascadeLimitExceeded'
-    assert 't_a -> t_b -> t_a' in exception['message'] or 't_b -> t_a -> t_b' in exception['message']
+    assert re.search('t_a -> t_b -> t_a|t_b -> t_a -> t_b', exception['message'])
     assert 'triggers_max_cascade' in exception['message']
     assert exception['message'] in caplog.text
     assert not any(trigger.endswith(':failed') for trigger in world.fired())
@@ -101,11 +103,16 @@ def test_a_task_that_fires_its_own_trigger_for_ever_is_stopped() -> None:
     world = World(triggers_max_cascade=3, triggers_unheard='ignore')
     world.configure({'t_a': {'andEvery': 'tick'}})
     world.fire('tick')
-    with pytest.raises(CascadeLimitExceeded, match='4|triggers_max_cascade') as caught:
-        for name in world.released:
-            assert world.delivery(name).claim()
-            TaskContext(world.manager(), name, {}, run=run_of(world, name)).fire('tick')
-            assert len(world.released) < 20
+
+    def fire_on(number: int) -> None:
+        name = world.released[number]
+        assert world.delivery(name).claim()
+        TaskContext(world.manager(), name, {}, run=run_of(world, name)).fire('tick')
+
+    for number in range(3):
+        fire_on(number)
+    with pytest.raises(CascadeLimitExceeded, match='triggers_max_cascade') as caught:
+        fire_on(3)
     assert caught.value.limit == 3
     assert len(world.released) == 4
 
