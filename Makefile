@@ -4,13 +4,14 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help .venv demo test lint bench docs
+.PHONY: help .venv demo test lint bench docs chaos
 
 help:
 	@echo 'make demo    run the main example (ARGS="--respondents 100" for less of it)'
 	@echo 'make test    run the tests, with coverage (ARGS=tests/unit for some of them)'
 	@echo 'make lint    ruff, mypy, import-linter and pyright'
 	@echo 'make bench   run the benchmarks'
+	@echo 'make chaos   kill things for an hour or so, and write down what came of it'
 	@echo 'make docs    build the documentation into docs/_build/html'
 	@echo 'make .venv   create the virtual environment with everything that these need'
 
@@ -46,6 +47,13 @@ lint: .venv/dev.stamp
 
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# The long versions of what `make test` runs for some minutes. Its table goes into the docs.
+chaos: .venv/dev.stamp
+	TRIGGERS_SIMULATION_RUNS=100000 $(BIN)/python -m pytest -s tests/simulation $(ARGS)
+	: > docs/_data/chaos.md
+	TRIGGERS_CHAOS=long TRIGGERS_CHAOS_REPORT=$(CURDIR)/docs/_data/chaos.md \
+		$(BIN)/python -m pytest -s tests/chaos $(ARGS)
 
 docs: .venv/dev.stamp
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html

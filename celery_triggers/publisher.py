@@ -167,13 +167,19 @@ class Publisher:
         if sender is None:
             return []
         sender.jobs.put(job)
-        if not job.done.wait(LIMIT) and sender.is_stuck:
+        if not job.done.wait(LIMIT):
+            self._find_out_about(sender)
+        return list(job.sent)
+
+    def _find_out_about(self, sender: _Sender) -> None:
+        if not sender.runs:
+            self.pause(RuntimeError('no thread runs in this process; uWSGI needs enable-threads'))
+        elif sender.is_stuck:
             self.pause(TimeoutError(f'nothing was sent for {STUCK:g} seconds'))
             with self._lock:
                 if self._sender is sender:
                     # It may hang for long. Another takes over once this one is free again.
                     self._sender, self._stuck = None, sender
-        return list(job.sent)
 
     def pause(self, error: BaseException) -> None:
         """Send nothing for a while."""
@@ -205,6 +211,7 @@ class _Sender:
         self._publisher = publisher
         self._gate = gate
         self._busy_since: float | None = None
+        self.runs = False
         self.thread = threading.Thread(
             target=self._run, name='celery_triggers-publisher', daemon=True
         )
@@ -220,6 +227,7 @@ class _Sender:
         self._busy_since = time.monotonic()
 
     def _run(self) -> None:
+        self.runs = True
         connection = _Connection(self._publisher.app)
         while True:
             job = self.jobs.get()

@@ -352,7 +352,7 @@ class TriggerTask(_BaseTask):
         header = (options.get('headers') or {}).get('triggers')
         if header is None or getattr(options.get('producer'), 'records_for_triggers', False):
             return super().apply_async(*args, **options)
-        if self.request.called_directly:
+        if get_current_task() is None and options.get('retries'):
             # retry_on_worker_lost: Celery retries for a lost child. Where that cannot be
             # done it goes on as if it had not been asked to.
             raise TriggersError(
