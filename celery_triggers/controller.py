@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar('T')
 
+#: How often the wait is doubled for a message that nobody takes.
+MOST_DOUBLINGS = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Release:
@@ -56,7 +59,7 @@ class Release:
     def _note(self, seconds: float) -> Write:
         record = self.instance.record
         # Later each time: what nobody takes is mostly in a long queue, or a misconfiguration.
-        wait = int(seconds * 2**record.sends * 1000) + self.delay
+        wait = int(seconds * 2 ** min(record.sends, MOST_DOUBLINGS) * 1000) + self.delay
         return Write(
             record.name,
             str(self.header['incarnation']),

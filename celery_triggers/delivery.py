@@ -85,6 +85,7 @@ class Delivery:
         header: The message's header, see :meth:`Controller.header`.
         token: This delivery's own, ``''`` for a task that makes no claim.
         loss: What becomes of the instance if the worker is lost that runs it.
+        inherits: The claim of the task whose place this one takes, which it makes its own.
         claimed: Whether it is known to have claimed. What reports on it otherwise, such as
             the worker's parent, may also act on an instance that nobody has claimed.
         patience: For how many seconds a report is repeated that meets no storage.
@@ -96,6 +97,7 @@ class Delivery:
     header: Mapping[str, Any]
     token: str = ''
     loss: str = FAIL
+    inherits: str = ''
     claimed: bool = False
     patience: float = 0.0
     unmoved_by: tuple[type[Exception], ...] = ()
@@ -147,12 +149,13 @@ class Delivery:
 
     def _claim_write(self) -> Write:
         scheduled, running = Status.SCHEDULED.value, Status.RUNNING.value
+        tokens = [self.token, self.inherits] if self.inherits else [self.token]
         return Write(
             self.name,
             str(self.header['incarnation']),
             guards=[
                 {**self._expected, 'status': scheduled, 'eta': StorageTime()},
-                {**self._expected, 'status': running, 'token': self.token},
+                *({**self._expected, 'status': running, 'token': token} for token in tokens),
             ],
             changes={
                 'status': running,
@@ -272,15 +275,11 @@ class Delivery:
     def lose(self, message: str) -> bool:
         """Take the instance back from a worker that is gone; tell whether that counted.
 
-        An attempt that had not been claimed is sent again, since its code has not started.
         """
         facts = lost_worker(message)
 
         def decide(step: Step, instance: Instance) -> None:
-            if instance.status is Status.SCHEDULED:
-                step.resend(instance)
-            else:
-                step.lose(instance, facts)
+            step.lose(instance, facts)
 
         return self._report('loss', decide)
 

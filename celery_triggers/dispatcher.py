@@ -123,6 +123,9 @@ class Dispatcher:
     # ---------------------------------------------------------------- messages
 
     def _publish(self, releases: Sequence[Release]) -> int:
+        if self.publisher.paused:
+            # Nobody is told of a message that is not sent.
+            return 0
         made: list[Release] = []
         wires: list[Wire] = []
         for release in releases:

@@ -10,8 +10,9 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
-__all__ = ['ForkGate', 'ForkLock']
+__all__ = ['ForkGate', 'ForkLock', 'reset_in_child']
 
 
 class ForkLock:
@@ -37,6 +38,19 @@ class ForkLock:
         """Renew every lock; called in a forked child."""
         for lock in cls._all:
             lock._renew()
+
+
+_to_reset: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def reset_in_child(owner: Any) -> None:
+    """Call ``owner._reset()`` in each forked child, for as long as it exists."""
+    _to_reset.add(owner)
+
+
+def _reset_all() -> None:
+    for owner in list(_to_reset):
+        owner._reset()
 
 
 class ForkGate:
@@ -127,3 +141,4 @@ os.register_at_fork(
     after_in_child=ForkGate.renew_all,
 )
 os.register_at_fork(after_in_child=ForkLock.renew_all)
+os.register_at_fork(after_in_child=_reset_all)

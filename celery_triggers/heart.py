@@ -11,7 +11,7 @@ from typing import Any
 
 from celery_triggers.delivery import Delivery
 from celery_triggers.exceptions import StorageUnavailable
-from celery_triggers.forks import ForkGate, ForkLock
+from celery_triggers.forks import ForkGate, ForkLock, reset_in_child
 from celery_triggers.storages.base import StorageBackend
 from celery_triggers.storages.records import Write
 
@@ -38,7 +38,7 @@ class Heart:
         self._interval = interval
         self._gate = ForkGate(patience=1.0, outer=True)
         self._reset()
-        os.register_at_fork(after_in_child=self._reset)
+        reset_in_child(self)
 
     def _reset(self) -> None:
         self._stopped = threading.Event()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from celery_triggers.controller import MOST_DOUBLINGS
 from celery_triggers.delivery import Delivery, exception_facts, lost_worker
 from celery_triggers.engine import plans
 from celery_triggers.engine.instances import HANDED_OVER, Instance
@@ -220,7 +221,7 @@ class _OfInstance(_Overdue):
         instance = self.instance
         if instance.sends >= self.settings.max_deliveries:
             return self._lose()
-        seconds = self.settings.redeliver_after * 2**instance.sends
+        seconds = self.settings.redeliver_after * 2 ** min(instance.sends, MOST_DOUBLINGS)
         lease = StorageTime(int(seconds * 1000))
         self._write({'lease': lease, 'sends': instance.sends + 1}, due=lease)
         return 'postponed'

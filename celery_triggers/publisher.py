@@ -11,7 +11,6 @@ A message is made where it is released, with all that routers, signal handlers a
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 from celery.backends.base import DisabledBackend
 
-from celery_triggers.forks import ForkGate
+from celery_triggers.forks import ForkGate, reset_in_child
 
 __all__ = ['Job', 'Publisher']
 
@@ -41,6 +40,9 @@ TRANSPORT_OPTIONS: dict[str, dict[str, Any]] = {
     'redis': {'socket_timeout': 1.5, 'socket_connect_timeout': 1.0},
     'amqp': {'confirm_publish': True, 'read_timeout': 1.5, 'write_timeout': 1.5},
 }
+#: After how many seconds without a message the thread ends.
+IDLE = 60.0
+
 CONNECT_TIMEOUT = 1.0
 CONFIRM_TIMEOUT = 1.5
 
@@ -49,7 +51,23 @@ Wire = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 class BrokerDown(Exception):
-    """No connection to the broker could be made; the cause says why."""
+    """The broker does not take messages; the cause says why."""
+
+
+def is_refusal(exc: Exception) -> bool:
+    """Tell whether a broker refuses one message, and not all: its queue is misconfigured, say.
+
+    Whatever may be about the broker itself is not: it is out of memory, a replica that
+    cannot be written to, or just silent.
+    """
+    code = getattr(exc, 'reply_code', None)
+    if code is not None:
+        # AMQP 0-9-1: content too large, access refused, not found, precondition failed.
+        return code in (311, 403, 404, 406)
+    if type(exc).__name__ == 'ResponseError':
+        # Of Redis. WRONGTYPE: the queue's key holds something else.
+        return str(exc).startswith('WRONGTYPE')
+    return isinstance(exc, (TypeError, ValueError, LookupError, AttributeError))
 
 
 class Job:
@@ -93,11 +111,8 @@ class Job:
                 else:
                     self.sent.append(index)
         finally:
-            try:
-                if self.sent:
-                    self._note_sent(self.sent)
-            finally:
-                self.done.set()
+            if self.sent:
+                self._note_sent(self.sent)
 
 
 class Publisher:
@@ -112,7 +127,7 @@ class Publisher:
         self._gate = ForkGate(patience=1.0, outer=True)
         self._reset()
         # Neither the thread nor its connection may be used in a forked child.
-        os.register_at_fork(after_in_child=self._reset)
+        reset_in_child(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -163,10 +178,9 @@ class Publisher:
 
         It takes two seconds at most. What has not been sent by then may still be.
         """
-        sender = None if self.paused else self._free_sender()
+        sender = None if self.paused else self._give(job)
         if sender is None:
             return []
-        sender.jobs.put(job)
         if not job.done.wait(LIMIT):
             self._find_out_about(sender)
         return list(job.sent)
@@ -190,7 +204,8 @@ class Publisher:
             )
         self._paused_until = time.monotonic() + PAUSE
 
-    def _free_sender(self) -> _Sender | None:
+    def _give(self, job: Job) -> _Sender | None:
+        """Give a job to the thread; ``None`` if it hangs."""
         with self._lock:
             if self._stuck is not None:
                 if self._stuck.is_stuck:
@@ -200,7 +215,17 @@ class Publisher:
                 self._stuck = None
             if self._sender is None or not self._sender.thread.is_alive():
                 self._sender = _Sender(self, self._gate)
+            self._sender.jobs.put(job)
             return self._sender
+
+    def let_go(self, sender: _Sender) -> bool:
+        """Forget a thread that has had nothing to do; tell whether it may end."""
+        with self._lock:
+            if not sender.jobs.empty():
+                return False
+            if self._sender is sender:
+                self._sender = None
+            return True
 
 
 class _Sender:
@@ -230,7 +255,13 @@ class _Sender:
         self.runs = True
         connection = _Connection(self._publisher.app)
         while True:
-            job = self.jobs.get()
+            try:
+                job = self.jobs.get(timeout=IDLE)
+            except queue.Empty:
+                # So that an application which is not used any more can go, too.
+                job = None
+                if not self._publisher.let_go(self):
+                    continue
             if job is None:
                 connection.close()
                 return
@@ -249,6 +280,8 @@ class _Sender:
                 logger.warning('what was sent could not be noted', exc_info=True)
             finally:
                 self._busy_since = None
+                # After a pause was noted, so that the one who waits knows of it.
+                job.done.set()
 
 
 class _Connection:
@@ -264,8 +297,8 @@ class _Connection:
         """Send a message; once more on a new connection, since the old one may be dead.
 
         Raises:
-            BrokerDown: There is no connection to be had.
-            Exception: What the broker says to this message, though it is up.
+            BrokerDown: The broker does not take messages.
+            Exception: The broker refuses this message alone.
         """
         for attempt in (1, 2):
             self._open()
@@ -273,11 +306,12 @@ class _Connection:
                 for args, kwargs in message:
                     self._producer._publish(*args, **kwargs)
                 return
-            except Exception:
+            except Exception as exc:
                 self.close()
-                if attempt == 2:
-                    self._open()
+                if is_refusal(exc):
                     raise
+                if attempt == 2:
+                    raise BrokerDown from exc
 
     def _open(self) -> None:
         if self._producer is not None:

@@ -7,12 +7,11 @@ loop. A storage that answers slowly must not stop that loop.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable
 
-from celery_triggers.forks import ForkGate
+from celery_triggers.forks import ForkGate, reset_in_child
 
 __all__ = ['Reporter']
 
@@ -28,7 +27,7 @@ class Reporter:
         self._gate = ForkGate(patience=1.0, outer=True)
         self._reset()
         # Neither the thread nor a lock that it held survives a fork.
-        os.register_at_fork(after_in_child=self._reset)
+        reset_in_child(self)
 
     def _reset(self) -> None:
         self._queue: queue.Queue[Callable[[], object]] = queue.Queue()

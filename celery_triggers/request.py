@@ -30,7 +30,7 @@ class TriggerRequest(Request):
         request: dict[str, Any] = self.request_dict
         header: Any = request.get('triggers')
         if is_header(header):
-            token = request['triggers_token'] = header.get('claim') or secrets.token_hex(8)
+            token = request['triggers_token'] = secrets.token_hex(8)
             hold(self, token)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:

@@ -43,6 +43,9 @@ _OF_CELERY: dict[str, Any] = {
     'task_always_eager': False,
 }
 
+#: A hundred years: what is beyond that no storage can count in milliseconds for long.
+MOST_SECONDS = 100 * 365 * 86400
+
 _URL_SCHEMES = {
     'redis': 'redis',
     'rediss': 'redis',
@@ -59,7 +62,7 @@ def _is_number(value: Any, least: float, kinds: Any) -> bool:
 
 
 def _is_seconds(value: Any, least: float) -> bool:
-    return _is_number(value, least, (int, float))
+    return _is_number(value, least, (int, float)) and value <= MOST_SECONDS
 
 
 class Settings:

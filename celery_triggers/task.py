@@ -238,11 +238,12 @@ class TriggerTask(_BaseTask):
             return None
         token = request.get('triggers_token')
         if not token:
-            token = header.get('claim') or secrets.token_hex(8)
-            request.triggers_token = token
+            token = request.triggers_token = secrets.token_hex(8)
         app: Any = self.app
         delivery: Delivery = app.triggers.delivery(header, token)
         delivery.loss = self._loss()
+        # Its own token and not this one, or a doubled message would run twice.
+        delivery.inherits = str(header.get('claim') or '')
         delivery.claimed = True
         return delivery
 

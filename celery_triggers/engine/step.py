@@ -111,17 +111,21 @@ class Step(FiringStep):
         self._schedule(instance, send=send)
 
     def lose(self, instance: Instance, exception: Mapping[str, Any]) -> None:
-        """Take a running instance back from a worker that is gone.
+        """Take an instance back from a worker that is gone.
 
         What its claim said becomes of it: it is run again, for so long as fewer workers
-        than ``max_deliveries`` were lost with the attempt, replayed, or failed.
+        than ``max_deliveries`` were lost with the attempt, replayed, or failed. One that
+        had not been claimed is sent again, since its code has not started.
 
         Args:
             exception: As for :meth:`fail`.
         """
-        next_status(instance.name, instance.status, Event.REQUEUE)
+        next_status(instance.name, instance.status, Event.FAIL)
         known = instance.task in self.session.configuration
-        if instance.policy == AGAIN and len(instance.lost) + 1 < self.limits.max_deliveries:
+        most = self.limits.max_deliveries
+        if instance.status is Status.SCHEDULED and instance.sends < most:
+            self.resend(instance)
+        elif instance.policy == AGAIN and max(len(instance.lost) + 1, instance.sends) < most:
             self._advance(instance, Event.REQUEUE)
             # What has killed several workers lets others live for a while.
             wait = min(2 ** len(instance.lost), MOST_WAIT) * 1000 if instance.lost else 0

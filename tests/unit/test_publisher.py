@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from amqp.exceptions import ConnectionForced, PreconditionFailed
 from celery import Celery, signals
 from kombu.exceptions import OperationalError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from celery_triggers import publisher
 from celery_triggers.storages.memory import MemoryStorageBackend
@@ -112,15 +116,15 @@ def test_a_signal_handler_may_fire(app: Any) -> None:
 
 def test_a_message_that_is_refused_stops_no_other(app: Any, monkeypatch: Any, caplog: Any) -> None:
     def picky(original: Any, body: Any, *args: Any, **kwargs: Any) -> Any:
-        if '"t_one#0"' in repr(args) or 't_one#0' in repr(args):
-            raise OSError('PRECONDITION_FAILED')
+        if 't_one#0' in repr(args):
+            raise PreconditionFailed('inequivalent arg')
         return original(body, *args, **kwargs)
 
     break_wire(monkeypatch, picky)
     app.triggers.fire('x', 'a')
     assert sent(app) == ['two']
     assert not app.triggers._dispatcher.publisher.paused
-    assert 'the broker does not take its message: OSError' in caplog.text
+    assert 'the broker does not take its message: PreconditionFailed' in caplog.text
     assert sends(app) == {'t_one#0': 1, 't_two#0': 1}, 'it is offered later each time'
     app.triggers.fire('y', 'b')
     assert sent(app) == ['three']
@@ -261,3 +265,46 @@ def test_each_of_several_urls_is_tried() -> None:
     with pytest.raises(publisher.BrokerDown):
         connection._open()
     assert connection._connection.transport_options['max_retries'] == 1
+
+
+@pytest.mark.parametrize('error', [
+    OSError('reset'), TimeoutError(), ResponseError('OOM command not allowed'),
+    ResponseError('MISCONF Redis is configured to save'), ReadOnlyError('READONLY'),
+    OperationalError('down'), ConnectionForced('shutdown'), RuntimeError('what'),
+], ids=repr)
+def test_what_may_be_about_the_broker_is_not_the_messages_fault(
+    app: Any, monkeypatch: Any, error: Exception
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise error
+
+    break_wire(monkeypatch, broken)
+    app.triggers.fire('x', 'a')
+    assert app.triggers._dispatcher.publisher.paused
+    assert sends(app) == {'t_one#0': 0, 't_two#0': 0}
+
+
+def test_while_the_broker_is_down_nobody_is_told_of_messages(app: Any) -> None:
+    app.triggers._dispatcher.publisher.pause(OSError('down'))
+    told: list[str] = []
+    handler = lambda sender=None, **_: told.append(sender)  # noqa: E731
+    signals.before_task_publish.connect(handler)
+    try:
+        app.triggers.fire('x', 'b')
+    finally:
+        signals.before_task_publish.disconnect(handler)
+    assert told == []
+
+
+def test_an_application_that_is_not_used_any_more_goes(monkeypatch: Any) -> None:
+    monkeypatch.setattr(publisher, 'IDLE', 0.05)
+    app: Any = Celery('gone', broker='memory://', set_as_current=False)
+    sender = publisher.Publisher(app)
+    reference = weakref.ref(sender)
+    sender.publish(publisher.Job([[]], lambda _: None, lambda *_: None))
+    del sender
+    deadline = time.monotonic() + 10
+    while reference() is not None:
+        gc.collect()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,132 @@
+"""What must be true in the end, when everything is healed and quiet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery_triggers.engine.session import Session
+from celery_triggers.engine.transitions import Status
+from tests.simulation.facts import FiringFact, SessionFacts
+from tests.simulation.history import check_by_reference
+from tests.simulation.storage import POISON, URL, SimulatedStorageBackend
+
+if TYPE_CHECKING:
+    from tests.simulation.run import Simulation
+
+
+def check_all(simulation: Simulation) -> None:
+    """Check every invariant that is one of the end.
+
+    Raises:
+        Violation: One does not hold.
+    """
+    _check_quiet(simulation)
+    _check_firings(simulation)
+    for uid in simulation.documents():
+        if uid == POISON:
+            continue
+        storage = SimulatedStorageBackend(uid, URL, application=simulation.application)
+        session = storage.load()
+        facts = simulation.ledger.sessions[session.head.incarnation]
+        _check_counters(simulation, session)
+        _check_history(simulation, session, facts)
+        _check_every(simulation, session)
+        check_by_reference(simulation, session, facts)
+
+
+def _check_quiet(simulation: Simulation) -> None:
+    broken = simulation.ledger.broken
+    alive = simulation.alive()
+    if alive:
+        uid, name, row = alive[0]
+        broken('5 nothing lost', f'{name} of {uid} is {row.status} for ever: {row}')
+    if not simulation.is_quiet:
+        broken('5 nothing lost', 'the world does not come to rest')
+    documents = simulation.documents()
+    for uid, name, _ in simulation.due_dates():
+        if uid == POISON:
+            continue
+        row = documents[uid].rows.get(name) if uid in documents else None
+        if name and not (row and simulation.is_forsaken(uid, name, row)):
+            broken('4 index', f'{name} of {uid} has a due date in the end')
+
+
+def _check_firings(simulation: Simulation) -> None:
+    ledger = simulation.ledger
+    applied = {
+        event for facts in ledger.sessions.values() for event in facts.events
+    }
+    for fact in ledger.firings:
+        if fact.event_id is not None:
+            if fact.answered and fact.event_id not in applied:
+                ledger.broken('1 exactly once', f'{fact} was acknowledged and not applied')
+            continue
+        counts = [_count(facts, fact) for facts in ledger.sessions.values()]
+        # Once in each session of that name: it may have been deleted before a repetition.
+        if max(counts, default=0) > 1 or (fact.answered and not any(counts)):
+            ledger.broken('1 exactly once', f'{fact} was applied so often: {counts}')
+
+
+def _count(facts: SessionFacts, fact: FiringFact) -> int:
+    if facts.uid != fact.uid:
+        return 0
+    return sum(
+        cause is None and (trigger, kwargs) == (fact.trigger, fact.kwargs)
+        for trigger, kwargs, _, cause in facts.records
+    )
+
+
+def _check_counters(simulation: Simulation, session: Session) -> None:
+    broken = simulation.ledger.broken
+    instances = list(session.instances.values())
+    if session.head.unresolved != sum(not i.is_resolved for i in instances):
+        broken('4 counters', f'{session.uid}: unresolved is {session.head.unresolved}')
+    for task, counts in session.counts.items():
+        own = [i for i in instances if i.task == task]
+        recount = (
+            len(own),
+            sum(not i.is_resolved for i in own),
+            sum(i.status is Status.UNSTARTED for i in own),
+        )
+        if (counts.total, counts.unresolved, counts.unstarted) != recount:
+            broken('4 counters', f'{task} of {session.uid}: {counts}, not {recount}')
+    waiting = {
+        (leaf.trigger, i.name)
+        for i in instances
+        if i.status is Status.UNSTARTED and i.task in session.configuration
+        for leaf in session.configuration[i.task].leaves
+        if leaf.key not in i.received
+    }
+    if {(t, n) for t, names in session.waiting.items() for n in names} != waiting:
+        broken('4 waiting lists', f'{session.uid}: {session.waiting}, not {waiting}')
+    for instance in instances:
+        if bool(instance.token) != (instance.status is Status.RUNNING):
+            broken('3 token', f'{instance.name} is {instance.status} with {instance.token!r}')
+
+
+def _check_history(simulation: Simulation, session: Session, facts: SessionFacts) -> None:
+    stored = [(r.trigger, r.kwargs, r.event_id, r.cause) for r in session.history]
+    if stored != facts.records:
+        simulation.ledger.broken('1 history', f'{stored} is stored, not {facts.records}')
+
+
+def _check_every(simulation: Simulation, session: Session) -> None:
+    """Every payload of an andEvery reaches exactly one original instance."""
+    for name, config in session.configuration.items():
+        every = config.and_every
+        if every is None or simulation.was_updated(session.uid):
+            continue
+        payloads = [r.kwargs for r in session.history if r.trigger == every]
+        own = [
+            i.received[every]
+            for i in session.instances_of(name)
+            if 'parent' not in i.metadata and every in i.received
+        ]
+        if _sorted(payloads) != _sorted(own):
+            simulation.ledger.broken(
+                '7 every payload', f'{name} received {own} of {every}, fired were {payloads}'
+            )
+
+
+def _sorted(values: list[Any]) -> list[str]:
+    return sorted(map(repr, values))

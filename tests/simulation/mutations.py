@@ -1,0 +1,329 @@
+"""The product with one mechanism broken: each must be caught, or the model is too weak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery_triggers import overdue
+from celery_triggers.change import Change
+from celery_triggers.controller import Release
+from celery_triggers.delivery import Delivery
+from celery_triggers.engine.draft import Draft
+from celery_triggers.engine.instances import AGAIN
+from celery_triggers.engine.step import Step
+from celery_triggers.engine.transitions import Status
+from celery_triggers.manager import TriggerManager
+from celery_triggers.storages.agenda import Agenda
+from celery_triggers.storages.document import Document
+from tests.simulation.run import Focus
+
+#: A class with the name of an attribute and what takes its place, given the original.
+Patch = tuple[Any, str, Callable[[Any], Any]]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A broken mechanism.
+
+    Attributes:
+        patches: What is broken.
+        breaks: The invariants of which one is found to be broken, by their first words.
+        focus: What the runs look at.
+    """
+
+    name: str
+    patches: list[Patch]
+    breaks: tuple[str, ...]
+    focus: Focus = field(default_factory=Focus)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@contextmanager
+def applied(mutation: Mutation) -> Iterator[None]:
+    """Break the product for a while."""
+    originals = [(owner, name, owner.__dict__[name]) for owner, name, _ in mutation.patches]
+    for owner, name, make in mutation.patches:
+        setattr(owner, name, make(owner.__dict__[name]))
+    try:
+        yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+def _after(change: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return a patch that passes what a method returns through ``change``."""
+
+    def make(original: Any) -> Any:
+        def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return change(self, original(self, *args, **kwargs))
+
+        return patched
+
+    return make
+
+
+def _instead(function: Any) -> Callable[[Any], Any]:
+    return lambda original: function
+
+
+def _without(*columns: str) -> Callable[[Any, Any], Any]:
+    """Return a change of a conditional write that guards these columns no longer."""
+
+    def change(_: Any, write: Any) -> Any:
+        write.guards = [
+            {k: v for k, v in guard.items() if k not in columns} for guard in write.guards
+        ]
+        return write
+
+    return change
+
+
+# ------------------------------------------------------------------- what is broken
+
+
+def _ignoring_incarnations(original: Any) -> Any:
+    def write(self: Document, write: Any, now: int) -> Any:
+        if self.incarnation:
+            write.incarnation = self.incarnation
+        return original(self, write, now)
+
+    return write
+
+
+def _anybodys(self: Delivery, step: Step, what: str, needs_token: bool) -> Any:
+    instance = step.session.instance(self.name)
+    if instance is None or (needs_token and self._is_stale(instance)):
+        return None
+    return instance
+
+
+def _forgetting_version(original: Any) -> Any:
+    def commit(self: Document, commit: Any, now: int) -> Any:
+        if self.version:
+            commit.expected = self.version
+        return original(self, commit, now)
+
+    return commit
+
+
+def _forgetting_rev(original: Any) -> Any:
+    def commit(self: Document, commit: Any, now: int) -> Any:
+        if self.version == commit.expected:
+            for name, row in commit.rows.items():
+                known = self.rows.get(name)
+                commit.rows[name] = row._replace(rev=(known.rev if known else 0) + 1)
+        return original(self, commit, now)
+
+    return commit
+
+
+def _sent_first(original: Any) -> Any:
+    """Send a retry as Celery does it, and commit it as sent."""
+
+    def retry(self: Delivery, countdown: float, *args: Any, **kwargs: Any) -> Any:
+        application: Any = self.manager.storage.application
+        header = {**self.header, 'attempt': self.header['attempt'] + 1}
+        task = application.ledger.runs[self.manager.uid, self.name]
+        application.celery.tasks[task].apply_async(headers={'triggers': header})
+        return original(self, countdown, *args, **{**kwargs, 'send': False})
+
+    return retry
+
+
+def _without_push(original: Any) -> Any:
+    return lambda self, now, limit, push, gap: original(self, now, limit, 0, gap)
+
+
+def _always_calm(original: Any) -> Any:
+    def take(self: Agenda, *args: Any, **kwargs: Any) -> Any:
+        taken = original(self, *args, **kwargs)
+        taken.entries = [entry._replace(calm=True) for entry in taken.entries]
+        return taken
+
+    return take
+
+
+def _no_beat(_: Any, write: Any) -> Any:
+    write.guards = []
+    return write
+
+
+def _losing_softly(original: Any) -> Any:
+    def lose(self: Step, instance: Any, *args: Any) -> Any:
+        instance.loss = AGAIN
+        return original(self, instance, *args)
+
+    return lose
+
+
+def _no_dues(original: Any) -> Any:
+    def schedule(self: Step, instance: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, instance, *args, **kwargs)
+        self.dues.pop(instance.name, None)
+
+    return schedule
+
+
+def _keeping_dues(original: Any) -> Any:
+    def recount(self: Draft, instance: Any, before: Status) -> None:
+        original(self, instance, before)
+        if self.dues.get(instance.name) == 0:
+            del self.dues[instance.name]
+
+    return recount
+
+
+def _needing_token(original: Any) -> Any:
+    def report(self: Delivery, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **{**kwargs, 'needs_token': True})
+
+    return report
+
+
+def _confirming_anything(_: Any, write: Any) -> Any:
+    write.guards = [{}]
+    return write
+
+
+def _schedule_class() -> Any:
+    return next(c for c in Step.__mro__ if '_schedule' in c.__dict__)
+
+
+def _remember_class() -> Any:
+    return next(c for c in Step.__mro__ if 'remember' in c.__dict__)
+
+
+# -------------------------------------------------------------------- the mutations
+
+_KILLS = {'kill process': 0.02, 'kill host': 0.01}
+_STOPS = {'stop process': 0.04, 'stop host': 0.02}
+_DOUBLES = {'message doubled': 0.4, 'visibility timeout': 0.3}
+
+
+def _focus(*faults: Mapping[str, float], others: float = 0.1, **options: Any) -> Focus:
+    together: dict[str, float] = {}
+    for more in faults:
+        together.update(more)
+    return Focus(faults=together, others=others, **options)
+
+
+MUTATIONS = [
+    Mutation(
+        'claim without token', [(Delivery, '_claim_write', _after(_without('token')))],
+        ('3 lease', '3 one judge'), _focus(_DOUBLES),
+    ),
+    Mutation(
+        'claim without ETA', [(Delivery, '_claim_write', _after(_without('eta')))],
+        ('6 ETA',), _focus(_DOUBLES, {'jump back': 0.01}),
+    ),
+    Mutation(
+        'claim by another attempt', [(Delivery, '_claim_write', _after(_without('attempt')))],
+        ('3 attempt',), _focus(_DOUBLES, {'message late': 0.2}),
+    ),
+    Mutation(
+        'confirm without condition', [(Release, 'confirm_write', _after(_confirming_anything))],
+        ('6 confirm',), _focus(others=0.0),
+    ),
+    Mutation(
+        'no incarnation in claims',
+        [
+            (Document, 'write', _ignoring_incarnations),
+            # Either of the two would do: task ids are never used again.
+            (Delivery, '_claim_write', _after(_without('task_id'))),
+        ],
+        ('3 incarnation', '3 attempt'), _focus({'message late': 0.3}, _DOUBLES),
+    ),
+    Mutation(
+        'no incarnation in reports', [(Delivery, '_mine', _instead(_anybodys))],
+        ('3 incarnation',), _focus(_STOPS, others=0.0),
+    ),
+    Mutation(
+        'no run behind what code fires',
+        [(TriggerManager, '_depth_in', _instead(lambda *_: 0))],
+        ('3 stale run', '3 incarnation'), _focus(_STOPS, others=0.0),
+    ),
+    Mutation(
+        'failure without token', [(Delivery, '_is_stale', _instead(lambda *_: False))],
+        ('3 stale token', '3 attempt'), _focus(_STOPS),
+    ),
+    Mutation(
+        'retry sent before its commit', [(Delivery, 'retry', _sent_first)],
+        ('5 in time', '4 index', '6 ETA'), _focus(others=0.0),
+    ),
+    Mutation(
+        'sweep without push', [(Agenda, 'take', _without_push)],
+        ('5 nothing lost', '5 deliveries'), _focus(_KILLS),
+    ),
+    Mutation(
+        'sweep without outage grace', [(Agenda, 'take', _always_calm)],
+        ('10 healthy run',), _focus({'outage': 0.01}, others=0.0),
+    ),
+    Mutation(
+        'sweep without result backend',
+        [(overdue._OfInstance, '_repair', _instead(lambda *_: None))],
+        ('5 stored result',), _focus({'kill host': 0.02}, others=0.0),
+    ),
+    Mutation(
+        'no heartbeat', [(Delivery, 'beat_write', _after(_no_beat))],
+        ('10 healthy run',), _focus(others=0.0),
+    ),
+    Mutation(
+        'lost early tasks run again', [(Step, 'lose', _losing_softly)],
+        ('6 early',), _focus(_KILLS, others=0.0, kinds=('early', 'replaying')),
+    ),
+    Mutation(
+        'release without due date', [(_schedule_class(), '_schedule', _no_dues)],
+        ('4 index',), _focus(others=0.0),
+    ),
+    Mutation(
+        'event id not remembered',
+        [(_remember_class(), 'remember', _instead(lambda *_: None))],
+        ('1 exactly once',), _focus({'answer lost': 0.1}),
+    ),
+    Mutation(
+        'own commit not found', [(Change, '_earlier', _instead(lambda *_: None))],
+        ('1 exactly once',), _focus({'answer lost': 0.1}),
+    ),
+    Mutation(
+        'commit without version', [(Document, 'commit', _forgetting_version)],
+        ('1', '2', '4', '7', 'error'), _focus(others=0.0),
+    ),
+    Mutation(
+        'commit without rev', [(Document, 'commit', _forgetting_rev)],
+        ('3 stale token', '1 reference', '4 index', '5 nothing lost'),
+        _focus({'stop process': 0.1}, others=0.0, meddling=0.8),
+    ),
+    Mutation(
+        'due date not removed', [(Draft, '_recount', _keeping_dues)],
+        ('4 index',), _focus(others=0.0),
+    ),
+    Mutation(
+        'success needs the token', [(Delivery, '_report', _needing_token)],
+        ('3 first success',), _focus(_STOPS, others=0.0),
+    ),
+    Mutation(
+        'deliveries without end',
+        [],
+        ('5 deliveries',),
+        _focus(
+            {'message lost': 0.95},
+            settings={'triggers_redeliver_after': 1, 'triggers_max_deliveries': 10**6},
+        ),
+    ),
+    Mutation(
+        'expiry of what is due', [(overdue, 'WITH_DUE_DATE', _instead(frozenset()))],
+        ('retention',),
+        _focus({'message late': 0.3}, settings={'triggers_session_expires': 2}, others=0.0),
+    ),
+    Mutation(
+        'no look at the claim before the code',
+        [(Delivery, 'still_mine', _instead(lambda self: True))],
+        ('6 still mine', '5 alone'), _focus(_STOPS, others=0.0),
+    ),
+]
