@@ -137,7 +137,13 @@ def _sent_first(original: Any) -> Any:
 
 
 def _without_push(original: Any) -> Any:
-    return lambda self, now, limit, push, gap: original(self, now, limit, 0, gap)
+    def take(self: Agenda, *args: Any, **kwargs: Any) -> Any:
+        taken = original(self, *args, **kwargs)
+        for entry in taken.entries:
+            self.set(entry.uid, entry.name, entry.at)
+        return taken
+
+    return take
 
 
 def _always_calm(original: Any) -> Any:
