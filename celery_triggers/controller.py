@@ -260,9 +260,9 @@ class Controller:
         """Return what travels in a released message's header ``triggers``.
 
         Names and keys alone: ``uid``, ``incarnation``, ``instance``, ``task_id``,
-        ``attempt``, ``manager`` and ``storage``.
+        ``attempt``, ``manager`` and ``storage``; ``depth`` for what was replayed.
         """
-        return {
+        header: dict[str, Any] = {
             'uid': self.uid,
             'incarnation': incarnation,
             'instance': instance.name,
@@ -271,6 +271,9 @@ class Controller:
             'manager': self.key,
             'storage': self.storage.key,
         }
+        if instance.depth:
+            header['depth'] = instance.depth
+        return header
 
 
 _keys: dict[type, str | None] = {}

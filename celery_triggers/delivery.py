@@ -466,6 +466,7 @@ def is_header(value: Any) -> bool:
         and all(isinstance(value[key], str) for key in HEADER_KEYS - {'attempt'})
         and isinstance(value['attempt'], int)
         and isinstance(value.get('claim', ''), str)
+        and isinstance(value.get('depth', 0), int)
     )
 
 

@@ -35,6 +35,11 @@ def install(module: Any) -> None:
     if celery is not None and 'triggers' not in vars(celery):
         celery.triggers = _Lazy('')
         celery.trigger_task = _Lazy('trigger_task')
+        # Not by a hook of their own: with ``--pool solo`` it is the import of the signals that
+        # makes kombu load this module.
+        module.signals.celeryd_init.connect(
+            _celeryd_init, weak=False, dispatch_uid='celery_triggers'
+        )
 
 
 def _celeryd_init(instance: Any = None, **_: Any) -> None:
@@ -46,18 +51,13 @@ def _celeryd_init(instance: Any = None, **_: Any) -> None:
         wake_in_worker(app)
 
 
-def _watch_workers(module: Any) -> None:
-    module.celeryd_init.connect(_celeryd_init, weak=False, dispatch_uid='celery_triggers')
-
-
 def _register() -> None:
     import wrapt
 
-    for name, hook in (('celery.app.base', install), ('celery.signals', _watch_workers)):
-        # An import that is under way already would call the hook on half a module.
-        spec = getattr(sys.modules.get(name), '__spec__', None)
-        if not getattr(spec, '_initializing', False):
-            wrapt.register_post_import_hook(hook, name)
+    # An import that is under way already would call the hook on half a module.
+    spec = getattr(sys.modules.get('celery.app.base'), '__spec__', None)
+    if not getattr(spec, '_initializing', False):
+        wrapt.register_post_import_hook(install, 'celery.app.base')
 
 
 try:

@@ -213,10 +213,10 @@ class TriggerTask(_BaseTask):
         Raises:
             InvalidFiring: The kwargs are no mappings or cannot be serialized.
         """
-        # Called as a function, in a test, it has no instance.
+        # Called as a function, in a test, it has no instance. The storage is not asked: it may
+        # be down just now, and the replay is kept until it is back.
         context = None if self.request.called_directly else current_context()
-        exists = context is not None and context.manager.storage.exists
-        depth = context.task_instance.depth if context is not None and exists else 0
+        depth = int((header_of(self.request) or {}).get('depth', 0))
         if self.max_retries is not None and depth >= self.max_retries:
             name = context.instance_name if context is not None else self.name
             return exc or self.MaxRetriesExceededError(f'{name} was replayed {depth} times already')
