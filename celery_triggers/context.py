@@ -103,10 +103,13 @@ class TaskContext:
         trigger = check_trigger(self.uid, trigger_name)
         kwargs = self.manager.checked_kwargs(trigger, trigger_kwargs)
         digest = self.manager.storage.codec.digest(trigger, kwargs)
-        count = self._fired[digest] = self._fired.get(digest, 0) + 1
+        count = self._fired.get(digest, 0) + 1
         run = self._run
         event_id = f'{run.task_id}:{run.attempt}:{digest}:{count}' if run is not None else None
-        return self.manager.ready(trigger, kwargs, event_id=event_id, run=run).make()
+        firing = self.manager.ready(trigger, kwargs, event_id=event_id, run=run).make()
+        # Not before: a call that is repeated because the storage gave no answer is the same.
+        self._fired[digest] = count
+        return firing
 
     def firings(self, trigger: str) -> list[dict[str, Any]]:
         """Return the kwargs of each firing of a trigger that the history holds, in order."""

@@ -151,17 +151,6 @@ def fire_patiently(context: Any, trigger: str, kwargs: dict[str, Any]) -> None:
             time.sleep(0.2)
 
 
-def replay(task: Any, kwargs: dict[str, Any], countdown: float, *, patiently: bool) -> Any:
-    """Return what ``self.replay`` returns; it reads the storage, which may be away."""
-    while True:
-        try:
-            return task.replay(kwargs, countdown=countdown)
-        except StorageUnavailable:
-            if not patiently:
-                raise
-            time.sleep(0.2)
-
-
 def meet(folder: str, mine: str, other: str) -> None:
     """Come back at the same moment as the partner that is told the same the other way.
 
@@ -370,8 +359,7 @@ def _declare_replays(app: Any, kind: str, options: dict[str, Any]) -> None:
             left = int(plan.get('replays', 1))
         if left > 0:
             following = {'go': {**plan, 'replays': left - 1}}
-            patiently = plan.get('patiently', True)
-            raise replay(self, following, plan.get('countdown', 0), patiently=patiently)
+            raise self.replay(following, countdown=plan.get('countdown', 0))
         return {'left': left}
 
     @declare('after_check', after=['t_check'], acks_late=True, replay_lost=False)

@@ -46,6 +46,8 @@ class Results:
     def __init__(self, world: World):
         self.world = world
         self.stored: dict[str, StoredResult] = {}
+        #: When each was last asked for.
+        self.asked: dict[str, int] = {}
         self.down_until = 0
 
     def store(self, task_id: str, state: str, value: Any = None) -> None:
@@ -67,6 +69,7 @@ class Results:
             ConnectionError: The backend does not answer.
         """
         self._ask()
+        self.asked[task_id] = self.world.now
         return self.stored.get(task_id)
 
     def _ask(self) -> None:

@@ -315,8 +315,12 @@ class Ledger:
                 '3 lease', f'{name} was taken from {old.token}, whose lease holds for '
                 f'{old.lease - now} ms'
             )
-        stored = self.application.results.stored.get(old.task_id)
-        if stored is not None and stored.state == 'SUCCESS' and self._was_up():
+        results = self.application.results
+        stored = results.stored.get(old.task_id)
+        # What is stored between the question and the commit nobody can know of.
+        asked = results.asked.get(old.task_id)
+        unseen = stored is not None and asked is not None and stored.at >= asked
+        if stored is not None and stored.state == 'SUCCESS' and not unseen and self._was_up():
             self.broken('5 stored result', f'{name} was given up, and its result is stored')
         execution = next((e for e in self.executions if e.token == old.token), None)
         if execution is not None and execution.ended is None and self._is_healthy(execution):
