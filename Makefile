@@ -50,10 +50,8 @@ bench: .venv/dev.stamp
 
 # The long versions of what `make test` runs for some minutes. Its table goes into the docs.
 chaos: .venv/dev.stamp
-	TRIGGERS_SIMULATION_RUNS=100000 $(BIN)/python -m pytest -s tests/simulation $(ARGS)
-	: > docs/_data/chaos.md
-	TRIGGERS_CHAOS=long TRIGGERS_CHAOS_REPORT=$(CURDIR)/docs/_data/chaos.md \
-		$(BIN)/python -m pytest -s tests/chaos $(ARGS)
+	TRIGGERS_SIMULATION_RUNS=100000 $(BIN)/python -m pytest -s tests/simulation
+	$(BIN)/python -m tests.chaos --report docs/_data/chaos.md $(ARGS)
 
 docs: .venv/dev.stamp
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html

@@ -77,36 +77,34 @@ def order(folder: str | Path, point: str, role: str, key: str, action: str = 'ki
         role: Who: ``'parent'`` at a point of a child's means that the child kills its parent.
         key: A session's uid; its beginning up to ``:`` and ``*``; or :data:`ANY`.
     """
-    orders = Path(folder) / 'orders'
-    (orders / 'done').mkdir(parents=True, exist_ok=True)
-    unfinished = orders / f'.{uuid.uuid4().hex}'
+    place = Path(folder) / 'orders' / _name(point, role, key)
+    place.mkdir(parents=True, exist_ok=True)
+    number = uuid.uuid4().hex
+    unfinished = Path(folder) / 'orders' / f'.{number}'
     unfinished.write_text(json.dumps({'point': point, 'role': role, 'key': key, 'do': action}))
-    # Under another name if the same order stands already: each is for one kill.
-    for number in range(1000):
-        try:
-            os.link(unfinished, orders / _name(point, role, key, number))
-            break
-        except FileExistsError:
-            continue
-    unfinished.unlink()
+    unfinished.rename(place / number)
 
 
 def open_orders(folder: str | Path) -> list[str]:
     """Return what nobody has carried out yet."""
-    orders = Path(folder) / 'orders'
-    return sorted(entry.name for entry in orders.glob('[!.]*') if entry.is_file())
+    return sorted(path.parent.name for path in _open(folder))
 
 
 def withdraw_all(folder: str | Path) -> None:
     """Take every open order back."""
-    for name in open_orders(folder):
+    for path in _open(folder):
         with contextlib.suppress(FileNotFoundError):
-            (Path(folder) / 'orders' / name).unlink()
+            path.unlink()
 
 
-def _name(point: str, role: str, key: str, number: int = 0) -> str:
-    suffix = f'~{number}' if number else ''
-    return f'{point.replace(" ", "-")}~{role}~{key}{suffix}'
+def _open(folder: str | Path) -> list[Path]:
+    return [
+        path for path in (Path(folder) / 'orders').glob('*/*') if path.parent.name != 'done'
+    ]
+
+
+def _name(point: str, role: str, key: str) -> str:
+    return f'{point.replace(" ", "-")}~{role}~{key}'
 
 
 def at(point: str, *uids: str) -> None:
@@ -124,14 +122,17 @@ def at(point: str, *uids: str) -> None:
 
 def _claim(name: str) -> dict[str, Any] | None:
     assert _State.orders is not None
-    done = _State.orders / 'done' / f'{name}.{uuid.uuid4().hex}'
-    for number in ('', '~1', '~2', '~3', '~4'):
+    try:
+        numbers = os.listdir(_State.orders / name)
+    except FileNotFoundError:
+        return None
+    for number in numbers:
+        done = _State.orders / 'done' / number
         try:
-            os.rename(_State.orders / f'{name}{number}', done)
+            os.rename(_State.orders / name / number, done)
         except FileNotFoundError:
-            if not number:
-                continue
-            return None
+            # Another process was faster.
+            continue
         found: dict[str, Any] = json.loads(done.read_text())
         return found
     return None

@@ -91,7 +91,7 @@ class Storm:
             worker_prefetch_multiplier=2,
             # Longer than a message waits in the queue while half of the workers are dead:
             # what is sent again without need makes the queue longer still.
-            triggers_redeliver_after=15.0,
+            triggers_redeliver_after=15.0 if sessions > 500 else 5.0,
             # Celery calls a task failed whose result it cannot store: nothing to tell a
             # lost outcome by. So results live through the storm.
             results_apart=True,

@@ -206,6 +206,8 @@ def test_the_statements_of_a_claim_and_of_an_outcome(sql_medium: Medium):
     assert sent == [
         *READ, 'SELECT',
         'BEGIN', 'UPDATE', 'INSERT', 'UPDATE', 'DELETE', 'INSERT', 'DELETE', 'INSERT',
+        # The due date of the one that ended goes, that of the released one comes.
+        'DELETE', 'UPDATE', 'INSERT',
     ]
 
 

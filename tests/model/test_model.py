@@ -203,7 +203,7 @@ class Sessions(RuleBasedStateMachine):
     def send_back(self, number: int, requeue: bool) -> None:
         instance = self.pick(number)
         report = delivery(self.manager, instance.name)
-        done = report.requeue() if requeue else report.retry(0)
+        done = report.requeue() if requeue else report.retry(0, send=False)
         assert done == self.reference.back(instance, 0 if requeue else 1)
 
     @precondition(lambda self: self.reference.instances)
@@ -227,6 +227,10 @@ class Sessions(RuleBasedStateMachine):
     @rule(number=picks, kwargs=st.sampled_from([{}, {'a': {'n': 'replaced'}}]))
     def replay_by_hand(self, number: int, kwargs: Any) -> None:
         instance = self.pick(number)
+        config = self.manager.storage.tasks.get(instance.name.rpartition('#')[0])
+        known = {*instance.got, *(config.triggers if config else ())}
+        # Kwargs of a trigger that the task has nothing to do with are refused.
+        kwargs = {trigger: value for trigger, value in kwargs.items() if trigger in known}
         self.both(
             lambda: self.reference.replay(instance, kwargs, by_hand=True),
             lambda: self.manager.replay_failed_instance(instance.name, kwargs),

@@ -43,8 +43,9 @@ LOSING = frozenset({
 #: The setting ``triggers_max_deliveries`` of every run.
 MOST_DELIVERIES = 4
 
-#: Within how many milliseconds a healthy world sees to what is due: two sweeps and a bit.
-MOST_LATE = 2500
+#: Within how many milliseconds a healthy world sees to what is due: two sweeps and a bit,
+#: and what a sweep waits at most for a publisher that hangs.
+MOST_LATE = 4500
 
 ALIVE = ('scheduled', 'running')
 
