@@ -652,3 +652,18 @@ def test_a_failure_that_cannot_print_itself_is_a_failure(medium: Medium):
     exception = manager.storage['t_x#0'].metadata['exception']
     assert exception['message'].startswith('<unprintable ')
     assert exception['context']['x'].startswith('<unprintable ')
+
+
+def test_a_doubled_message_of_a_replacement_runs_once(medium: Medium):
+    """Each delivery has a token of its own, and takes the claim of the one before over."""
+    manager, run = running(medium)
+    run.hand_over()
+    first, second = (delivery(manager, 't_x#0', token) for token in ('first', 'second'))
+    for replacement in (first, second):
+        replacement.inherits = run.token
+    assert first.claim()
+    assert not second.claim()
+    assert first.claim(), 'its own claim it may repeat'
+    assert not second.fail('raised', {})
+    assert not run.fail('raised', {}), 'nor has the one that was replaced anything to say'
+    assert first.finish(None)

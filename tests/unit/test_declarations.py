@@ -365,3 +365,24 @@ def test_an_application_is_finalized_by_a_task_that_looks_at_triggers_when_bound
     app.trigger_task(after=['a'])(Curious)
     app.triggers.fire('x', 'a')
     assert app.triggers.session('x').storage['t_curious#0'].result == 3
+
+
+def test_a_request_class_of_ones_own_gets_what_a_claim_needs() -> None:
+    from celery.worker.request import Request
+
+    from celery_triggers.request import TriggerRequest
+
+    class Traced(Request):
+        pass
+
+    app: Any = Celery('requests', set_as_current=False, task_cls='celery_triggers:TriggerTask')
+
+    @app.task(Request=Traced)
+    def traced() -> None: ...
+
+    @app.task
+    def plain() -> None: ...
+
+    assert issubclass(traced.Request, Traced)
+    assert issubclass(traced.Request, TriggerRequest)
+    assert plain.Request == TriggerTask.Request
