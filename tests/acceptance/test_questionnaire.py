@@ -264,6 +264,8 @@ def test_stopped_early_it_ends_its_workers(tmp_path: Path, number: signal.Signal
         command('examples.questionnaire'),
         cwd=ROOT, env={**os.environ, 'TMPDIR': str(tmp_path)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # A shell that runs the tests in the background has them ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60
