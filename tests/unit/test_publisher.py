@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +27,11 @@ def app() -> Iterator[Any]:
         'publishing', broker='memory://', set_as_current=False,
         task_cls='celery_triggers:TriggerTask',
     )
-    app.conf.update(triggers_storage='memory://publishing', triggers_unheard='ignore')
+    app.conf.update(
+        triggers_storage='memory://publishing', triggers_unheard='ignore',
+        # The broker in memory is that of the whole process.
+        task_default_queue=f'publishing-{uuid.uuid4().hex}',
+    )
 
     @app.trigger_task(after=['a'], name='one')
     def one(context: Any) -> None: ...
@@ -40,15 +45,15 @@ def app() -> Iterator[Any]:
     yield app
     MemoryStorageBackend.clear('memory://publishing')
     with app.connection_for_write() as connection:
-        connection.default_channel.queue_purge('celery')
+        connection.default_channel.queue_delete(app.conf.task_default_queue)
 
 
 def sent(app: Any) -> list[str]:
     """Take the names of the tasks whose messages are in the queue."""
     names = []
     with app.connection_for_read() as connection:
-        channel = connection.default_channel
-        while (message := channel.basic_get('celery', no_ack=True)) is not None:
+        channel, queue = connection.default_channel, app.conf.task_default_queue
+        while (message := channel.basic_get(queue, no_ack=True)) is not None:
             names.append(message.headers['task'])
     return sorted(names)
 
