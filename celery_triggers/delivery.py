@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback as tracebacks
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,7 @@ def exception_facts(
 
 def lost_worker(message: str) -> dict[str, Any]:
     """Return what is kept of the loss of a worker, in the shape of an exception."""
-    return {'type': 'WorkerLostError', 'message': message, 'traceback': '', 'context': {}}
+    return {**exception_facts(None), 'type': 'WorkerLostError', 'message': message}
 
 
 def printable(value: object, how: Callable[[Any], str] = repr) -> str:
@@ -107,9 +107,20 @@ class Delivery:
     def name(self) -> str:
         return str(self.header['instance'])
 
-    @property
-    def _expected(self) -> dict[str, Any]:
-        return {'attempt': self.header['attempt'], 'task_id': self.header['task_id']}
+    def _if(self, status: Status, **columns: Any) -> dict[str, Any]:
+        """Return a guard: this delivery's attempt has a status, and what else is said."""
+        return {
+            'attempt': self.header['attempt'], 'task_id': self.header['task_id'],
+            'status': status.value, **columns,
+        }
+
+    def _write(
+        self,
+        guards: Sequence[Mapping[str, Any]],
+        changes: Mapping[str, Any],
+        due: int | StorageTime | None = None,
+    ) -> Write:
+        return Write(self.name, str(self.header['incarnation']), guards, changes, due)
 
     @property
     def _lease(self) -> int:
@@ -148,28 +159,25 @@ class Delivery:
         return granted
 
     def _claim_write(self) -> Write:
-        scheduled, running = Status.SCHEDULED.value, Status.RUNNING.value
         tokens = [self.token, self.inherits] if self.inherits else [self.token]
-        return Write(
-            self.name,
-            str(self.header['incarnation']),
-            guards=[
-                {**self._expected, 'status': scheduled, 'eta': StorageTime()},
-                *({**self._expected, 'status': running, 'token': token} for token in tokens),
+        return self._write(
+            [
+                self._if(Status.SCHEDULED, eta=StorageTime()),
+                *(self._if(Status.RUNNING, token=token) for token in tokens),
             ],
-            changes={
-                'status': running,
+            {
+                'status': Status.RUNNING.value,
                 'token': self.token,
                 'lease': StorageTime(self._lease),
                 'claimed': StorageTime(),
                 'loss': self.loss,
                 'spared': 0,
             },
-            due=StorageTime(self._lease),
+            StorageTime(self._lease),
         )
 
     def _is_early(self, row: Row) -> bool:
-        expected = {**self._expected, 'status': Status.SCHEDULED.value}
+        expected = self._if(Status.SCHEDULED)
         return all(getattr(row, column) == value for column, value in expected.items())
 
     def _wait_for(self, row: Row) -> bool:
@@ -180,15 +188,7 @@ class Delivery:
             time.sleep(max(left, 0.001))
             return True
         self._ignore(f'comes {left:.0f} seconds too early; it is sent again when it is time')
-        self.manager.storage.write(
-            Write(
-                self.name,
-                str(self.header['incarnation']),
-                guards=[{**self._expected, 'status': Status.SCHEDULED.value}],
-                changes={},
-                due=row.eta,
-            )
-        )
+        self.manager.storage.write(self._write([self._if(Status.SCHEDULED)], {}, row.eta))
         return False
 
     def still_mine(self) -> bool:
@@ -214,13 +214,8 @@ class Delivery:
         Raises:
             StorageUnavailable: The storage did not answer.
         """
-        running = {**self._expected, 'status': Status.RUNNING.value, 'token': self.token}
-        self.manager.storage.write(
-            Write(
-                self.name, str(self.header['incarnation']), [running],
-                {'loss': HANDED_OVER + self.loss},
-            )
-        )
+        running = self._if(Status.RUNNING, token=self.token)
+        self.manager.storage.write(self._write([running], {'loss': HANDED_OVER + self.loss}))
 
     def beat_write(self) -> Write:
         """Return what a heartbeat writes: the worker that holds this delivery lives.
@@ -229,19 +224,10 @@ class Delivery:
         as long.
         """
         lease = StorageTime(self._lease)
-        return Write(
-            self.name,
-            str(self.header['incarnation']),
-            guards=[
-                {**self._expected, 'status': Status.RUNNING.value, 'token': self.token},
-                {
-                    **self._expected,
-                    'status': Status.SCHEDULED.value,
-                    'eta': StorageTime(self._lease),
-                },
-            ],
-            changes={'lease': lease, 'spared': 0},
-            due=lease,
+        return self._write(
+            [self._if(Status.RUNNING, token=self.token), self._if(Status.SCHEDULED, eta=lease)],
+            {'lease': lease, 'spared': 0},
+            lease,
         )
 
     def finish(self, result: Any, log_level: int = 0) -> bool:

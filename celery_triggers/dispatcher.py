@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from operator import methodcaller
+from functools import partial
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -57,30 +57,33 @@ class Dispatcher:
         Raises:
             Exception: The first that eager tasks raised; all of them have run.
         """
-        messages: list[Release] = []
+        eager = self.app.conf.task_always_eager
+        messages: list[tuple[Release, CeleryTaskRunner]] = []
         errors: list[Exception] = []
-        taken: list[Release] = []
+        handed_over: list[Release] = []
+        taken = 0
         for release in releases:
             runner = self._runner_of(release)
             if runner is None:
                 continue
-            if isinstance(runner, CeleryTaskRunner) and not self.app.conf.task_always_eager:
-                messages.append(release)
+            if isinstance(runner, CeleryTaskRunner) and not eager:
+                messages.append((release, runner))
                 continue
             try:
-                if self._guarded(release, methodcaller('run', release)):
-                    taken.append(release)
+                if _guarded(release, partial(runner.run, release)):
+                    taken += 1
+                    if runner.hands_over and not eager:
+                        handed_over.append(release)
             except EagerError as exc:
                 errors.append(exc.error)
             except SoftTimeLimitExceeded as exc:
                 errors.append(exc)
-        handed_over = [r for r in taken if self._runner_of(r).hands_over]
-        if handed_over and not self.app.conf.task_always_eager:
+        if handed_over:
             _note([release.confirm_write() for release in handed_over], handed_over[0])
         sent = self._publish(messages) if messages else 0
         if errors:
             raise errors[0] from errors[0].__cause__
-        return len(taken) + sent
+        return taken + sent
 
     def _runner_of(self, release: Release) -> Any:
         key = (
@@ -95,41 +98,16 @@ class Dispatcher:
             _give_up(release, exc)
             return None
 
-    def _guarded(self, release: Release, call: Callable[[Any], object]) -> bool:
-        """Let the runner do something about an instance; tell whether it has."""
-        runner = self._runner_of(release)
-        try:
-            call(runner)
-        except EagerError:
-            raise
-        except SoftTimeLimitExceeded:
-            # It is meant for the code that fires; what was released is seen to all the same.
-            call(runner)
-            raise
-        except RecursionError as exc:
-            _give_up(release, exc)
-        except _NOT_SENT as exc:
-            logger.error(
-                '%s of session %r stays scheduled, its message was not sent: %s',
-                release.instance.name, release.manager.uid, exc,
-            )
-        except Exception as exc:  # noqa: BLE001
-            # Whatever is wrong with one task is that instance's failure alone.
-            _give_up(release, exc)
-        else:
-            return True
-        return False
-
     # ---------------------------------------------------------------- messages
 
-    def _publish(self, releases: Sequence[Release]) -> int:
+    def _publish(self, messages: Sequence[tuple[Release, CeleryTaskRunner]]) -> int:
         if self.publisher.paused:
             # Nobody is told of a message that is not sent.
             return 0
         made: list[Release] = []
         wires: list[Wire] = []
-        for release in releases:
-            wire = self._message(release)
+        for release, runner in messages:
+            wire = self._message(release, runner)
             # An apply_async of one's own may have put it off. Then it is looked at later.
             if wire:
                 made.append(release)
@@ -148,16 +126,41 @@ class Dispatcher:
 
         return len(self.publisher.publish(Job(wires, sent, refused))) if wires else 0
 
-    def _message(self, release: Release) -> Wire | None:
+    def _message(self, release: Release, runner: CeleryTaskRunner) -> Wire | None:
         """Make the message of an instance; ``None`` if that went wrong."""
         with self.publisher.recording() as (options, wire):
 
-            def make(runner: Any) -> None:
+            def make() -> None:
                 # Perhaps for the second time, after a soft time limit struck in the first.
                 wire.clear()
                 runner.send(release, **options)
 
-            return wire if self._guarded(release, make) else None
+            return wire if _guarded(release, make) else None
+
+
+def _guarded(release: Release, call: Callable[[], object]) -> bool:
+    """Let a runner do something about an instance; tell whether it has."""
+    try:
+        call()
+    except EagerError:
+        raise
+    except SoftTimeLimitExceeded:
+        # It is meant for the code that fires; what was released is seen to all the same.
+        call()
+        raise
+    except RecursionError as exc:
+        _give_up(release, exc)
+    except _NOT_SENT as exc:
+        logger.error(
+            '%s of session %r stays scheduled, its message was not sent: %s',
+            release.instance.name, release.manager.uid, exc,
+        )
+    except Exception as exc:  # noqa: BLE001
+        # Whatever is wrong with one task is that instance's failure alone.
+        _give_up(release, exc)
+    else:
+        return True
+    return False
 
 
 def _note(writes: Sequence[Write], release: Release) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -102,7 +101,10 @@ class _OwnRuns:
         self._deliveries: weakref.WeakKeyDictionary[Any, Delivery] = weakref.WeakKeyDictionary()
         self._lock = ForkLock()
         self._heart = Heart(self.all, self._interval)
-        os.register_at_fork(after_in_child=self._deliveries.clear)
+        reset_in_child(self)
+
+    def _reset(self) -> None:
+        self._deliveries.clear()
 
     def add(self, request: object, delivery: Delivery) -> None:
         with self._lock:

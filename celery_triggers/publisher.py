@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from celery.backends.base import DisabledBackend
@@ -68,6 +69,21 @@ def is_refusal(exc: Exception) -> bool:
         # Of Redis. WRONGTYPE: the queue's key holds something else.
         return str(exc).startswith('WRONGTYPE')
     return isinstance(exc, (TypeError, ValueError, LookupError, AttributeError))
+
+
+@lru_cache(maxsize=8)
+def _recording(own: type) -> Any:
+    """Return a class of producers that note what they would put on the wire.
+
+    That is the last step of kombu's producer; what comes before it, serializing for one,
+    happens in the caller's thread.
+    """
+
+    def record(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.wire.append((args, kwargs))
+
+    members = {'_publish': record, 'records_for_triggers': True}
+    return type('RecordingProducer', (own,), members)
 
 
 class Job:
@@ -148,18 +164,9 @@ class Publisher:
         """
         if self._unconnected is None:
             self._unconnected = self.app.connection_for_write()
+        producer = _recording(self.app.amqp.Producer)(self._unconnected, auto_declare=False)
         wire: Wire = []
-
-        def record(_: Any, *args: Any, **kwargs: Any) -> None:
-            wire.append((args, kwargs))
-
-        # The last step of kombu's producer; what comes before it, serializing for one,
-        # happens in the caller's thread.
-        own = self.app.amqp.Producer
-        members = {'_publish': record, 'records_for_triggers': True}
-        producer = type('RecordingProducer', (own,), members)(
-            self._unconnected, auto_declare=False
-        )
+        producer.wire = wire
         options: dict[str, Any] = {'producer': producer, 'retry': False}
         if self._unconnected.transport.driver_type == 'amqp':
             options['confirm_timeout'] = CONFIRM_TIMEOUT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from typing import Any
 
@@ -14,8 +13,6 @@ from celery_triggers.delivery import is_header
 from celery_triggers.parent import hold, keep, submit_give_back, submit_loss
 
 __all__ = ['TriggerRequest']
-
-logger = logging.getLogger(__name__)
 
 
 class TriggerRequest(Request):

@@ -101,6 +101,7 @@ class Settings:
                 short = name.removeprefix('triggers_')
                 setattr(frozen, short, getattr(frozen, short))
             frozen.check()
+            frozen._limits = frozen.limits
             self._frozen = (state, frozen)
         return self._frozen[1]
 
@@ -158,15 +159,11 @@ class Settings:
         """What a decision follows."""
         if self._limits is not None:
             return self._limits
-        limits = Limits(
+        return Limits(
             dispatch_grace=int(self.dispatch_grace * 1000),
             max_deliveries=self.max_deliveries,
             max_cascade=self.max_cascade,
         )
-        if self._state is None and self._location is not None:
-            # Frozen: they do not change any more.
-            self._limits = limits
-        return limits
 
     def storage_location(self) -> tuple[str, str | None]:
         """Return the registry key of the storage and its URL, if it has one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-from celery_triggers.storages.records import Due, Taken
+from celery_triggers.storages.records import Due, Taken, restless_until
 
 __all__ = ['Agenda']
 
@@ -47,11 +47,8 @@ class Agenda:
 
     def take(self, now: int, limit: int, push: int, gap: int) -> Taken:
         """Take what is due: see :meth:`.StorageBackend.take_due`."""
-        if self._taken_at is None or now - self._taken_at > gap:
-            self._restless_until = now + gap
+        self._restless_until = restless_until(self._taken_at, self._restless_until, now, gap)
         self._taken_at = now
-        # A clock that was ahead for a while must not leave it restless for as long.
-        self._restless_until = min(self._restless_until, now + gap)
         calm = now >= self._restless_until
         taken = Taken(now, [])
         while self._first() is not None and self._heap[0][0] <= now:

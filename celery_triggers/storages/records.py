@@ -175,6 +175,20 @@ class Taken:
     next_at: int | None = None
 
 
+def restless_until(taken_at: int | None, restless: int, now: int, gap: int) -> int:
+    """Return until when due dates are not calm, now that somebody asks for them again.
+
+    Args:
+        taken_at: When somebody asked last, ``None`` if nobody has.
+        restless: Until when they were not calm then.
+        gap: See :meth:`.StorageBackend.take_due`.
+    """
+    if taken_at is None or now - taken_at > gap:
+        return now + gap
+    # A clock that was ahead for a while must not leave it restless for as long.
+    return min(restless, now + gap)
+
+
 def host_time() -> int:
     """Return this host's time in milliseconds, for media without a clock of their own."""
     return int(time.time() * 1000)

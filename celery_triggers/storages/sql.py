@@ -32,6 +32,7 @@ from celery_triggers.storages.records import (
     apply_write,
     host_time,
     moment_of,
+    restless_until,
 )
 
 try:
@@ -435,10 +436,7 @@ def _note_sweep(connection: sa.Connection, statements: Statements, now: int, gap
     """Remember that due dates are looked at now; tell whether that was done all the time."""
     found = connection.execute(statements.last_sweep).one_or_none()
     taken_at, restless = found or (None, 0)
-    if taken_at is None or now - taken_at > gap:
-        restless = now + gap
-    # A clock that was ahead for a while must not leave it restless for as long.
-    restless = min(restless, now + gap)
+    restless = restless_until(taken_at, restless, now, gap)
     connection.execute(statements.delete_sweep)
     connection.execute(
         statements.insert_sweep, {'id': 1, 'taken_at': now, 'restless_until': restless}

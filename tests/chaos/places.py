@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import kombu
 import redis
 
 from tests.chaos.nursery import Nursery
+from tests.waiting import eventually
 
 PATIENCE = float(os.environ.get('TRIGGERS_TEST_PATIENCE', '90'))
 
@@ -35,17 +35,8 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float | None = None) -> Any:
-    """Ask until the answer is true, and return it."""
-    deadline = time.monotonic() + (PATIENCE if timeout is None else timeout)
-    pause = 0.01
-    while True:
-        answer = condition()
-        if answer:
-            return answer
-        if time.monotonic() > deadline:
-            raise AssertionError(f'waited in vain: {what}; last: {answer!r}')
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.1)
+    """Ask until the answer is true, and return it; these tests wait for long by default."""
+    return eventually(condition, what, PATIENCE if timeout is None else timeout)
 
 
 class Server:

@@ -11,7 +11,7 @@ import pytest
 from celery_triggers.registry import storage_backends
 from celery_triggers.storages.base import StorageBackend
 from celery_triggers.storages.records import Due, Request, StorageTime, Taken, Write
-from tests.conformance.test_contract import apply, row
+from tests.conformance.test_contract import apply, commit, row
 from tests.support import Medium
 
 HOUR = 3_600_000
@@ -48,8 +48,6 @@ def test_a_commit_sets_moves_and_removes_due_dates(medium: Medium, backend: Stor
 
 def test_a_refused_commit_sets_no_due_date(medium: Medium, backend: StorageBackend):
     apply(backend)
-    from tests.conformance.test_contract import commit
-
     assert backend._commit(commit('other', 'v2', dues={'t_a#0': 5}), Request()) is not None
     assert dates(medium) == {}
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from celery_triggers.delivery import Delivery
+from celery_triggers.engine.session import Plan
 from celery_triggers.exceptions import StorageUnavailable, with_context
 from celery_triggers.manager import TriggerManager
 from celery_triggers.overdue import Sweep, SweepReport
@@ -122,7 +123,7 @@ def test_what_was_not_confirmed_is_sent(medium: Medium):
 def test_a_confirmed_message_is_sent_again_after_a_long_time_that_grows(medium: Medium):
     manager = released(medium, triggers_redeliver_after=1000)
     for number in range(3):
-        before = manager.storage.read(_nothing()).now
+        before = manager.storage.read(Plan()).now
         assert confirm(manager)
         due = dues(medium, manager)['t_x#0']
         assert 0 <= due - before - 1000_000 * 2**number < 10_000
@@ -130,12 +131,6 @@ def test_a_confirmed_message_is_sent_again_after_a_long_time_that_grows(medium: 
         hasten(manager)
         assert did(sweep(medium, manager)) == {'sent': 1}
     assert manager.storage['t_x#0'].record.sends == 3
-
-
-def _nothing() -> Any:
-    from celery_triggers.engine.session import Plan
-
-    return Plan()
 
 
 def test_an_instance_that_no_worker_ever_claims_fails(medium: Medium):
@@ -230,7 +225,7 @@ def test_a_heartbeat_renews_the_lease_of_what_runs(medium: Medium):
     hasten(manager, lease=1, spared=1)
     assert manager.storage.write(run.beat_write())[0]
     record = manager.storage['t_x#0'].record
-    assert record.lease > manager.storage.read(_nothing()).now
+    assert record.lease > manager.storage.read(Plan()).now
     assert record.spared == 0
     assert dues(medium, manager)['t_x#0'] == record.lease
     stranger = delivery(manager, 't_x#0', 'another')
@@ -250,7 +245,7 @@ def test_the_first_pass_after_an_outage_spares_and_the_next_judges(medium: Mediu
     hasten(manager, lease=1)
     assert did(sweep(medium, manager)) == {'spared': 1}
     record = manager.storage['t_x#0'].record
-    assert record.lease > manager.storage.read(_nothing()).now
+    assert record.lease > manager.storage.read(Plan()).now
     assert dues(medium, manager)['t_x#0'] == record.lease
     hasten(manager, lease=1)
     assert did(sweep(medium, manager)) == {'failed': 1}
@@ -575,7 +570,7 @@ def test_an_instance_that_was_handed_over_is_not_taken_for_lost(medium: Medium):
     run.hand_over()
     for number in range(2):
         hasten(manager, lease=1, spared=1)
-        before = manager.storage.read(_nothing()).now
+        before = manager.storage.read(Plan()).now
         assert did(sweep(medium, manager)) == {'postponed': 1}
         left = dues(medium, manager)['t_x#0'] - before
         assert 0 <= left - 3600_000 * 2**number < 60_000, 'longer each time'
@@ -612,7 +607,7 @@ def test_a_child_lost_while_it_handed_over_is_lost(medium: Medium):
 def test_a_message_that_the_broker_refuses_is_offered_later_each_time(medium: Medium):
     manager = released(medium, triggers_dispatch_grace=10, triggers_max_deliveries=2)
     for number in range(2):
-        before = manager.storage.read(_nothing()).now
+        before = manager.storage.read(Plan()).now
         release = application_of(manager).releases[-1]
         assert manager.storage.write(release.refuse_write())[0]
         left = dues(medium, manager)['t_x#0'] - before
@@ -625,7 +620,7 @@ def test_a_message_that_the_broker_refuses_is_offered_later_each_time(medium: Me
 def test_what_kills_worker_after_worker_waits_longer_each_time(medium: Medium):
     manager, _ = running(medium, 'again')
     for number in range(4):
-        before = manager.storage.read(_nothing()).now
+        before = manager.storage.read(Plan()).now
         run = delivery(manager, 't_x#0', f'run-{number}' if number else 'token')
         assert run.lose('gone')
         record = manager.storage['t_x#0'].record

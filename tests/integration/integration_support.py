@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import kombu
 import pytest
 import redis
 
+from tests import waiting
 from tests.servers import BROKER_DB, STORAGE_DB, nothing_may_be_missing, redis_url
 
 T = TypeVar('T')
@@ -30,16 +30,7 @@ PATIENCE = float(os.environ.get('TRIGGERS_TEST_PATIENCE', '30'))
 
 def eventually(condition: Callable[[], T], what: str = '', timeout: float = PATIENCE) -> T:
     """Ask until the answer is true, and return it; fail after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    pause = 0.01
-    while True:
-        answer = condition()
-        if answer:
-            return answer
-        if time.monotonic() > deadline:
-            pytest.fail(f'not within {timeout} seconds: {what or condition}; last: {answer!r}')
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.1)
+    return waiting.eventually(condition, what, timeout)
 
 
 def unavailable(what: str, exc: Exception) -> None:

@@ -18,6 +18,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 
 from celery_triggers import publisher
 from celery_triggers.storages.memory import MemoryStorageBackend
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -189,10 +190,9 @@ def test_a_broker_that_hangs_holds_nobody_up_for_long(app: Any, monkeypatch: Any
     assert first < 2
     assert time.monotonic() - began - first < 1, 'nobody else waits'
     go_on.set()
-    deadline = time.monotonic() + 10
-    while sends(app) != {'t_three#0': 1}:
-        assert time.monotonic() < deadline, 'what was sent late is noted all the same'
-        time.sleep(0.01)
+    eventually(
+        lambda: sends(app) == {'t_three#0': 1}, 'what was sent late is noted all the same', 10
+    )
 
 
 def test_jobs_that_wait_behind_others_are_no_sign_of_a_broker_that_is_down(
@@ -214,12 +214,13 @@ def test_jobs_that_wait_behind_others_are_no_sign_of_a_broker_that_is_down(
     for thread in threads:
         thread.join()
     assert not app.triggers._dispatcher.publisher.paused
-    deadline = time.monotonic() + 20
     found: list[str] = []
-    while len(found) < 16:
-        assert time.monotonic() < deadline
-        found += sent(app)
-        time.sleep(0.02)
+
+    def all_were_sent() -> bool:
+        found.extend(sent(app))
+        return len(found) >= 16
+
+    eventually(all_were_sent, 'all are sent', 20)
 
 
 def test_a_thread_that_never_runs_is_said(app: Any, monkeypatch: Any, caplog: Any) -> None:
@@ -308,8 +309,9 @@ def test_an_application_that_is_not_used_any_more_goes(monkeypatch: Any) -> None
     reference = weakref.ref(sender)
     sender.publish(publisher.Job([[]], lambda _: None, lambda *_: None))
     del sender
-    deadline = time.monotonic() + 10
-    while reference() is not None:
+
+    def is_gone() -> bool:
         gc.collect()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return reference() is None
+
+    eventually(is_gone, 'the publisher is collected', 10)
