@@ -22,7 +22,7 @@ from celery_triggers.storages.base import StorageBackend
 from celery_triggers.storages.records import StorageTime, Write
 from celery_triggers.storages.view import TaskInstance
 
-__all__ = ['Controller', 'Release']
+__all__ = ['Controller', 'Release', 'follow_up_all']
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +132,9 @@ class Controller:
     def _post_skip(self, task_instance: TaskInstance, cascade: bool) -> None:
         """Called after an instance was skipped, by hand or by its own code."""
 
-    def _hook(self, name: str, *args: Any, manager: str) -> None:
+    def _hook(self, name: str, *args: Any) -> None:
         try:
-            getattr(self._serving(manager), name)(*args)
+            getattr(self, name)(*args)
         except Exception:
             # Documented: hooks run after the commit and undo nothing.
             logger.exception('hook %s of session %r failed', name, self.uid)
@@ -186,45 +186,25 @@ class Controller:
 
     def follow_up(self, outcome: Outcome[T]) -> None:
         """Send what a change released and call the hooks, unless an earlier call did so."""
-        if outcome.duplicate:
-            return
-        manager = self._serving(outcome.manager)
+        follow_up_all([(self, outcome)])
+
+    def _released_by(self, outcome: Outcome[Any]) -> list[Release]:
         step = outcome.step
         if step is None:
-            manager._dispatch_released(outcome.record.released)
-            return
-        for stopped in step.stopped:
-            logger.error('session %r: %s', self.uid, stopped)
-        error: Exception | None = None
-        if step.to_send:
-            sent = [self.storage.wrap(step.session, step.touched[name]) for name in step.to_send]
-            try:
-                manager.dispatch(sent, step.session.head.incarnation, step.now)
-            except Exception as exc:  # noqa: BLE001
-                # Only what an eager task raised comes here; the hooks are called all the same.
-                error = exc
-        for firing in step.records:
-            scheduled = [
-                self.storage.wrap(step.session, step.touched[name]) for name in firing.released
-            ]
-            self._hook('_post_fire', firing.trigger, scheduled, manager=outcome.manager)
-        for name in step.replayed:
-            new = self.storage.wrap(step.session, step.touched[name])
-            self._hook('_post_replay', new, manager=outcome.manager)
-        for name, cascade in step.skipped:
-            instance = self.storage.wrap(step.session, step.touched[name])
-            self._hook('_post_skip', instance, cascade, manager=outcome.manager)
-        if error is not None:
-            raise error
+            return self._released_under(outcome.record.released)
+        sent = [self.storage.wrap(step.session, step.touched[name]) for name in step.to_send]
+        return self._releases(sent, step.session.head.incarnation, step.now)
 
-    def _dispatch_released(self, names: Sequence[str]) -> None:
-        """Dispatch what a commit released whose answer was lost; only names are left of it."""
+    def _released_under(self, names: Sequence[str]) -> list[Release]:
+        """Return what a commit released whose answer was lost; only names are left of it."""
+        if not names:
+            return []
         try:
             found = self.storage.read(Plan(instances=frozenset(names)))
         except StorageUnavailable as exc:
             # What was fired is committed, and each of them has a due date.
             logger.warning('%s of session %r are sent later: %s', names, self.uid, exc)
-            return
+            return []
         session = found.session
         wrapped = [
             self.storage.wrap(session, session.instances[name])
@@ -233,7 +213,21 @@ class Controller:
         ]
         # Those that have to wait are left to their due dates.
         ready = [instance for instance in wrapped if instance.record.eta <= found.now]
-        self.dispatch(ready, session.head.incarnation, found.now)
+        return self._releases(ready, session.head.incarnation, found.now)
+
+    def _call_hooks(self, step: Step) -> None:
+        for stopped in step.stopped:
+            logger.error('session %r: %s', self.uid, stopped)
+        for firing in step.records:
+            scheduled = [
+                self.storage.wrap(step.session, step.touched[name]) for name in firing.released
+            ]
+            self._hook('_post_fire', firing.trigger, scheduled)
+        for name in step.replayed:
+            self._hook('_post_replay', self.storage.wrap(step.session, step.touched[name]))
+        for name, cascade in step.skipped:
+            instance = self.storage.wrap(step.session, step.touched[name])
+            self._hook('_post_skip', instance, cascade)
 
     def dispatch(
         self, instances: Sequence[TaskInstance], incarnation: str, now: int
@@ -246,7 +240,13 @@ class Controller:
         Returns:
             How many were taken; the others are sent when their due dates come.
         """
-        releases = [
+        releases = self._releases(instances, incarnation, now)
+        return self.storage.application.dispatch(releases) if releases else 0
+
+    def _releases(
+        self, instances: Sequence[TaskInstance], incarnation: str, now: int
+    ) -> list[Release]:
+        return [
             Release(
                 self, instance, instance.config, self.header(instance, incarnation),
                 delay=max(0, instance.record.eta - now),
@@ -254,7 +254,6 @@ class Controller:
             for instance in instances
             if instance.config is not None and instance.status is Status.SCHEDULED
         ]
-        return self.storage.application.dispatch(releases) if releases else 0
 
     def header(self, instance: TaskInstance, incarnation: str) -> dict[str, Any]:
         """Return what travels in a released message's header ``triggers``.
@@ -274,6 +273,36 @@ class Controller:
         if instance.depth:
             header['depth'] = instance.depth
         return header
+
+
+def follow_up_all(ended: Sequence[tuple[Controller, Outcome[Any]]]) -> None:
+    """Send what changes of sessions of one application released, and call their hooks.
+
+    Messages share the wait for the broker. What an earlier call did is left alone.
+
+    Raises:
+        Exception: The first that eager tasks raised, after everything else was done.
+    """
+    fresh = [
+        (manager._serving(outcome.manager), outcome)
+        for manager, outcome in ended
+        if not outcome.duplicate
+    ]
+    releases = [
+        release for manager, outcome in fresh for release in manager._released_by(outcome)
+    ]
+    error: Exception | None = None
+    if releases:
+        try:
+            releases[0].manager.storage.application.dispatch(releases)
+        except Exception as exc:  # noqa: BLE001
+            # Only what an eager task raised comes here; the hooks are called all the same.
+            error = exc
+    for manager, outcome in fresh:
+        if outcome.step is not None:
+            manager._call_hooks(outcome.step)
+    if error is not None:
+        raise error
 
 
 _keys: dict[type, str | None] = {}

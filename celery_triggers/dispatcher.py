@@ -79,7 +79,7 @@ class Dispatcher:
             except SoftTimeLimitExceeded as exc:
                 errors.append(exc)
         if handed_over:
-            _note([release.confirm_write() for release in handed_over], handed_over[0])
+            _note([(release, release.confirm_write()) for release in handed_over])
         sent = self._publish(messages) if messages else 0
         if errors:
             raise errors[0] from errors[0].__cause__
@@ -114,7 +114,7 @@ class Dispatcher:
                 wires.append(wire)
 
         def sent(positions: list[int]) -> None:
-            _note([made[position].confirm_write() for position in positions], made[0])
+            _note([(made[i], made[i].confirm_write()) for i in positions])
 
         def refused(position: int, exc: Exception) -> None:
             release = made[position]
@@ -122,7 +122,7 @@ class Dispatcher:
                 '%s of session %r stays scheduled, the broker does not take its message: %s: %s',
                 release.instance.name, release.manager.uid, type(exc).__name__, exc,
             )
-            _note([release.refuse_write()], release)
+            _note([(release, release.refuse_write())])
 
         return len(self.publisher.publish(Job(wires, sent, refused))) if wires else 0
 
@@ -163,10 +163,10 @@ def _guarded(release: Release, call: Callable[[], object]) -> bool:
     return False
 
 
-def _note(writes: Sequence[Write], release: Release) -> None:
-    """Write what became of messages, all of the session of ``release``."""
-    storage = release.manager.storage
-    for answer in type(storage).write_many([(storage, write) for write in writes]):
+def _note(writes: Sequence[tuple[Release, Write]]) -> None:
+    """Write what became of messages, all of sessions in one place."""
+    pairs = [(release.manager.storage, write) for release, write in writes]
+    for answer in type(pairs[0][0]).write_many(pairs):
         if isinstance(answer, StorageUnavailable):
             logger.warning('messages were sent and may be sent again: %s', answer)
             return

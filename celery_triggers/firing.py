@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from celery_triggers.change import Change, Outcome, make_all
-from celery_triggers.controller import Controller
+from celery_triggers.controller import Controller, follow_up_all
 from celery_triggers.exceptions import TriggersError
 from celery_triggers.storages.view import moment
 
@@ -75,11 +75,12 @@ class ReadyFiring:
 
     def make(self) -> Firing:
         """Apply it, send what it released and call the hooks."""
-        return self.follow_up(self.change.make())
-
-    def follow_up(self, outcome: Outcome[None]) -> Firing:
-        """Send what it released, call the hooks and return the answer."""
+        outcome = self.change.make()
         self.manager.follow_up(outcome)
+        return self.answer(outcome)
+
+    def answer(self, outcome: Outcome[None]) -> Firing:
+        """Return what came of it."""
         record = outcome.record
         return Firing(
             self.manager.uid,
@@ -124,12 +125,16 @@ def _make_wave(
 ) -> Exception | None:
     """Make one firing of each of some sessions; return the first error."""
     errors: list[Exception] = []
+    applied: list[tuple[Controller, Outcome[None]]] = []
     for index, outcome in zip(wave, make_all([ready[i].change for i in wave]), strict=True):
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            firings[index] = ready[index].follow_up(outcome)
-        except Exception as exc:  # noqa: BLE001
-            # The rest of the wave is applied and has to be followed up too.
-            errors.append(exc)
+        if isinstance(outcome, Exception):
+            errors.append(outcome)
+            continue
+        applied.append((ready[index].manager, outcome))
+        firings[index] = ready[index].answer(outcome)
+    try:
+        follow_up_all(applied)
+    except Exception as exc:  # noqa: BLE001
+        # Raised by an eager task; what the storage said comes first.
+        errors.append(exc)
     return errors[0] if errors else None

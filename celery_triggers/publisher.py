@@ -151,6 +151,7 @@ class Publisher:
         self._stuck: _Sender | None = None
         self._paused_until = 0.0
         self._unconnected: Any = None
+        self._no_backend: Any = None
 
     # ----------------------------------------------------------------- recording
 
@@ -163,6 +164,7 @@ class Publisher:
         the caller up for long, so it is not told.
         """
         if self._unconnected is None:
+            self._no_backend = DisabledBackend(app=self.app)
             self._unconnected = self.app.connection_for_write()
         producer = _recording(self.app.amqp.Producer)(self._unconnected, auto_declare=False)
         wire: Wire = []
@@ -170,7 +172,7 @@ class Publisher:
         options: dict[str, Any] = {'producer': producer, 'retry': False}
         if self._unconnected.transport.driver_type == 'amqp':
             options['confirm_timeout'] = CONFIRM_TIMEOUT
-        with _without_result_backend(self.app):
+        with _instead_of_result_backend(self.app, self._no_backend):
             yield options, wire
 
     # ---------------------------------------------------------------- publishing
@@ -365,7 +367,7 @@ class _Connection:
 
 
 @contextmanager
-def _without_result_backend(app: Any) -> Iterator[None]:
+def _instead_of_result_backend(app: Any, disabled: Any) -> Iterator[None]:
     """Let Celery believe in this thread that there is no result backend to be told."""
     local = getattr(app, '_local', None)
     if local is None or getattr(app, '_backend_cache', None) is not None:
@@ -373,7 +375,7 @@ def _without_result_backend(app: Any) -> Iterator[None]:
         yield
         return
     known = getattr(local, 'backend', None)
-    local.backend = DisabledBackend(app=app)
+    local.backend = disabled
     try:
         yield
     finally:

@@ -315,3 +315,19 @@ def test_an_application_that_is_not_used_any_more_goes(monkeypatch: Any) -> None
         return reference() is None
 
     eventually(is_gone, 'the publisher is collected', 10)
+
+
+def test_many_firings_share_one_wait_for_the_broker(app: Any, monkeypatch: Any) -> None:
+    jobs: list[int] = []
+    real = publisher.Publisher.publish
+
+    def publish(self: Any, job: publisher.Job) -> list[int]:
+        jobs.append(len(job.messages))
+        return real(self, job)
+
+    monkeypatch.setattr(publisher.Publisher, 'publish', publish)
+    app.triggers.fire_many([(f's{n}', 'a') for n in range(30)])
+    assert jobs == [60]
+    assert sent(app) == ['one'] * 30 + ['two'] * 30
+    for n in range(30):
+        assert sends(app, f's{n}') == {'t_one#0': 1, 't_two#0': 1}
