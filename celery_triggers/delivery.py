@@ -91,6 +91,8 @@ class Delivery:
         patience: For how many seconds a report is repeated that meets no storage.
         unmoved_by: Exceptions that may strike at any time and must not stop a report: the
             code has ended, and its soft time limit means nothing any more.
+        by_sweep: Whether the sweep reports in its name, which counts only while its lease has
+            lapsed: a worker that has been heard of reports by itself. A success always counts.
     """
 
     manager: Controller
@@ -101,6 +103,7 @@ class Delivery:
     claimed: bool = False
     patience: float = 0.0
     unmoved_by: tuple[type[Exception], ...] = ()
+    by_sweep: bool = False
     _claimed_at: float = 0.0
 
     @property
@@ -403,15 +406,15 @@ class Delivery:
         ):
             self._ignore(f'{what} ignored: the instance is gone')
             return None
-        if needs_token and self._is_stale(instance):
+        if needs_token and self._is_stale(instance, step.now):
             self._ignore(f'{what} ignored: this delivery no longer has the instance')
             return None
         return instance
 
-    def _is_stale(self, instance: Instance) -> bool:
+    def _is_stale(self, instance: Instance, now: int) -> bool:
         """Tell whether the instance is in other hands than this delivery's."""
         if instance.status is Status.RUNNING:
-            return instance.token != self.token
+            return instance.token != self.token or (self.by_sweep and instance.lease > now)
         if instance.status is not Status.SCHEDULED:
             # Skipping or replaying what has failed is for people.
             return True

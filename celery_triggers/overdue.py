@@ -301,7 +301,7 @@ class _OfInstance(_Overdue):
         header = self.manager._serving(self.session.head.manager).header(
             wrapped, self.session.head.incarnation
         )
-        return Delivery(self.manager, header, self.instance.token)
+        return Delivery(self.manager, header, self.instance.token, by_sweep=True)
 
     def _postpone(self, at: int | None) -> str:
         """Move the due date to what it should be; ``None`` leaves it where the sweep put it."""

@@ -360,6 +360,24 @@ def test_the_result_backend_is_asked_before_a_worker_is_given_up(medium: Medium)
     assert fired(manager) == ['a', 't_x']
 
 
+@pytest.mark.parametrize('state', ['FAILURE', 'REVOKED'])
+def test_a_stored_failure_is_left_to_a_worker_that_has_just_been_heard_of(
+    medium: Medium, monkeypatch: pytest.MonkeyPatch, state: str
+):
+    manager, run = running(medium, 'again')
+    hasten(manager, lease=1, spared=1)
+    application = application_of(manager)
+
+    def beats_just_now(_: str) -> StoredOutcome:
+        assert manager.storage.write(run.beat_write())[0]
+        return StoredOutcome(state, ValueError('of an earlier delivery'), 10**15)
+
+    monkeypatch.setattr(application, 'stored_outcome', beats_just_now)
+    assert did(sweep(medium, manager)) == {'postponed': 1}
+    assert statuses(manager)['t_x#0'] == 'running'
+    assert run.finish({'n': 1}), 'it goes on undisturbed'
+
+
 @pytest.mark.parametrize(
     ('outcome', 'status', 'reason'),
     [
