@@ -98,7 +98,7 @@ def _ignoring_incarnations(original: Any) -> Any:
 
 def _anybodys(self: Delivery, step: Step, what: str, needs_token: bool) -> Any:
     instance = step.session.instance(self.name)
-    if instance is None or (needs_token and self._is_stale(instance)):
+    if instance is None or (needs_token and self._is_stale(instance, step.now)):
         return None
     return instance
 
