@@ -12,10 +12,12 @@ import celery_triggers.hook as _hook  # noqa: F401  (attaches itself to Celery)
 if TYPE_CHECKING:
     from celery_triggers.app import Celery as Celery
     from celery_triggers.app import shared_trigger_task as shared_trigger_task
-    from celery_triggers.engine.conditions import all_of as all_of
-    from celery_triggers.engine.conditions import any_of as any_of
-    from celery_triggers.engine.conditions import at_least as at_least
     from celery_triggers.engine.configuration import TaskConfig as TaskConfig
+    from celery_triggers.engine.forms import all_of as all_of
+    from celery_triggers.engine.forms import any_of as any_of
+    from celery_triggers.engine.forms import at_least as at_least
+    from celery_triggers.engine.forms import kwarg as kwarg
+    from celery_triggers.engine.forms import on as on
     from celery_triggers.engine.transitions import Status as Status
     from celery_triggers.manager import FinalizingTriggerManager as FinalizingTriggerManager
     from celery_triggers.manager import Firing as Firing
@@ -39,10 +41,12 @@ _HOMES = {
     'TaskInstance': 'storages.view',
     'TriggerManager': 'manager',
     'TriggerTask': 'task',
-    'all_of': 'engine.conditions',
-    'any_of': 'engine.conditions',
-    'at_least': 'engine.conditions',
+    'all_of': 'engine.forms',
+    'any_of': 'engine.forms',
+    'at_least': 'engine.forms',
     'current_context': 'task',
+    'kwarg': 'engine.forms',
+    'on': 'engine.forms',
     'shared_trigger_task': 'app',
 }
 

@@ -232,7 +232,7 @@ class Operations(Controller):
     def _check_replacement(
         self, config: TaskConfig | None, instance: Any, kwargs: Mapping[str, Any]
     ) -> None:
-        known = {*instance.received, *(config.triggers if config else ())}
+        known = {*instance.received, *(leaf.key for leaf in (config.leaves if config else ()))}
         known.update(config.with_params if config else ())
         unknown = sorted(set(kwargs) - known)
         if unknown:

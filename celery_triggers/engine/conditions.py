@@ -4,30 +4,22 @@ A condition is a small tree. Its leaves (:class:`On`) receive firings and keep t
 under a key; its branches (:class:`AllOf`, :class:`AnyOf`, :class:`AtLeast`) say how
 many of their members must hold. Conditions are monotone: what holds goes on holding
 when more is received. The engine relies on that.
+
+How they are written is :mod:`celery_triggers.engine.forms`'s.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from importlib import import_module
+from typing import Any
 
-from celery_triggers.engine.names import plain, problem_with
 from celery_triggers.exceptions import InvalidConfiguration
 
-__all__ = [
-    'AllOf',
-    'AnyOf',
-    'AtLeast',
-    'Condition',
-    'On',
-    'all_of',
-    'any_of',
-    'at_least',
-    'parse_condition',
-]
+__all__ = ['AllOf', 'AnyOf', 'AtLeast', 'Condition', 'Kwarg', 'On']
 
 
 class Condition(ABC):
@@ -52,7 +44,8 @@ class Condition(ABC):
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The triggers' names, each once, in the order of the leaves."""
-        return tuple(dict.fromkeys(leaf.trigger for leaf in self.leaves()))
+        leaves = with_counters(self.leaves())
+        return tuple(dict.fromkeys(leaf.trigger for leaf in leaves))
 
     def __contains__(self, trigger: object) -> bool:
         return trigger in self.names
@@ -64,28 +57,71 @@ class Condition(ABC):
         return len(self.names)
 
     def __and__(self, other: Any) -> Condition:
-        return all_of(self, other)
+        return _join('all_of', self, other)
 
     def __rand__(self, other: Any) -> Condition:
-        return all_of(other, self)
+        return _join('all_of', other, self)
 
     def __or__(self, other: Any) -> Condition:
-        return any_of(self, other)
+        return _join('any_of', self, other)
 
     def __ror__(self, other: Any) -> Condition:
-        return any_of(other, self)
+        return _join('any_of', other, self)
+
+
+def _join(how: str, *members: Any) -> Condition:
+    # The forms stand on this module.
+    joined: Condition = getattr(import_module('celery_triggers.engine.forms'), how)(*members)
+    return joined
+
+
+@dataclass(frozen=True)
+class Kwarg:
+    """A value that is taken from what a leaf has received.
+
+    Attributes:
+        key: The leaf's key: a trigger's name, unless the leaf has one of its own.
+        name: The name of the value in its kwargs.
+    """
+
+    key: str
+    name: str
+
+    def to_json(self) -> dict[str, list[str]]:
+        return {'$kwarg': [self.key, self.name]}
 
 
 @dataclass(frozen=True)
 class On(Condition):
-    """A leaf: holds once it has received a firing of its trigger."""
+    """A leaf: holds once it has received a firing of its trigger, or several.
+
+    Attributes:
+        where: A filter; only firings that match it are received.
+        named: The key under which an instance keeps what this leaf received; without it,
+            the trigger's name.
+        times: How many firings of its trigger the session must have seen.
+    """
 
     trigger: str
+    where: str | None = None
+    named: str | None = None
+    times: int | Kwarg | None = None
 
     @property
     def key(self) -> str:
         """The key under which an instance keeps what this leaf received."""
-        return self.trigger
+        return self.named or self.trigger
+
+    def wanted_times(self, received: Mapping[str, Mapping[str, Any]]) -> int | None:
+        """Return how many firings it wants; ``None`` where that is not known (yet)."""
+        if not isinstance(self.times, Kwarg):
+            return self.times or 1
+        value = received.get(self.times.key, {}).get(self.times.name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            return None
+        return value
 
     def holds(self, received: Container[str]) -> bool:
         return self.key in received
@@ -97,7 +133,28 @@ class On(Condition):
         return self
 
     def to_json(self) -> Any:
-        return self.trigger
+        if (self.where, self.named, self.times) == (None, None, None):
+            return self.trigger
+        times = self.times.to_json() if isinstance(self.times, Kwarg) else self.times
+        members = {'trigger': self.trigger, 'where': self.where, 'as': self.named, 'times': times}
+        return {name: value for name, value in members.items() if value is not None}
+
+    def __str__(self) -> str:
+        """Say what it wants, for people."""
+        text = self.trigger
+        if self.where is not None:
+            text += f' where {self.where}'
+        if isinstance(self.times, Kwarg):
+            return f'{text} as often as {self.times.key}.{self.times.name} says'
+        return text if self.times is None else f'{text} {self.times} times'
+
+
+def with_counters(leaves: Iterable[On]) -> tuple[On, ...]:
+    """Return leaves, each once, and those that their ``times`` look at and that they lack."""
+    found = dict.fromkeys(leaves)
+    keys = {leaf.key for leaf in found}
+    looked_at = [leaf.times.key for leaf in found if isinstance(leaf.times, Kwarg)]
+    return (*found, *dict.fromkeys(On(key) for key in looked_at if key not in keys))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +166,12 @@ class OnTask(Condition):
     """
 
     task: Any
+    where: str | None = None
+    named: str | None = None
+    times: int | Kwarg | None = None
 
     def resolved(self, name_of: Callable[[Any], str]) -> Condition:
-        return On(name_of(self.task))
+        return On(name_of(self.task), self.where, self.named, self.times)
 
     def _refuse(self) -> Any:
         raise InvalidConfiguration(
@@ -129,7 +189,7 @@ class OnTask(Condition):
 
 
 @dataclass(frozen=True)
-class _Branch(Condition):
+class Branch(Condition):
     members: tuple[Condition, ...]
 
     def resolved(self, name_of: Callable[[Any], str]) -> Condition:
@@ -148,7 +208,7 @@ class _Branch(Condition):
 
 
 @dataclass(frozen=True)
-class AllOf(_Branch):
+class AllOf(Branch):
     """Holds when every member holds; without members it always holds."""
 
     def holds(self, received: Container[str]) -> bool:
@@ -159,7 +219,7 @@ class AllOf(_Branch):
 
 
 @dataclass(frozen=True)
-class AnyOf(_Branch):
+class AnyOf(Branch):
     """Holds when some member holds; without members it never holds."""
 
     def holds(self, received: Container[str]) -> bool:
@@ -170,7 +230,7 @@ class AnyOf(_Branch):
 
 
 @dataclass(frozen=True)
-class AtLeast(_Branch):
+class AtLeast(Branch):
     """Holds when at least ``count`` members hold."""
 
     count: int
@@ -187,134 +247,3 @@ ALWAYS = AllOf(())
 
 #: The condition of a task with no ``unless``: nothing forbids it.
 NEVER = AnyOf(())
-
-
-def all_of(*members: Any) -> Condition:
-    """Return a condition that holds when all members hold.
-
-    Args:
-        members: Trigger names, conditions, or tasks, which stand for their triggers.
-
-    Raises:
-        InvalidConfiguration: A member is none of these.
-    """
-    return AllOf(_unique(_member(member) for member in members))
-
-
-def any_of(*members: Any) -> Condition:
-    """Return a condition that holds when one member holds (see :func:`all_of`)."""
-    return AnyOf(_unique(_member(member) for member in members))
-
-
-def at_least(count: int, *members: Any) -> Condition:
-    """Return a condition that holds when ``count`` of the members hold.
-
-    Raises:
-        InvalidConfiguration: ``count`` is not between 1 and the number of members, or a
-            member is neither a trigger name nor a condition.
-    """
-    unique = _unique(_member(member) for member in members)
-    _check_count(count, unique)
-    return AtLeast(unique, count)
-
-
-def _check_count(count: Any, members: Collection[Any]) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(members):
-        raise InvalidConfiguration(
-            f'atLeast must be a whole number from 1 to {len(members)}, '
-            f'the number of its different members, not {count!r}'
-        )
-
-
-def _member(value: Any) -> Condition:
-    # By type(): isinstance() would look behind the promise of a task.
-    kind = type(value)
-    if issubclass(kind, Condition):
-        return cast(Condition, value)
-    if issubclass(kind, Mapping):
-        return _parse_mapping(value)
-    if issubclass(kind, (list, tuple, set, frozenset)):
-        return parse_condition(value)
-    if issubclass(kind, type) or (kind.__module__ != 'builtins' and not issubclass(kind, str)):
-        return OnTask(value)
-    problem = problem_with(value)
-    if problem:
-        raise InvalidConfiguration(f'a trigger name {problem}: {value!r}')
-    return On(plain(value))
-
-
-def parse_condition(value: Any) -> Condition:
-    """Read a condition.
-
-    Args:
-        value: A :class:`Condition`; a list, tuple or set (all of its members); or a
-            mapping: ``{"any": [...]}``, ``{"all": [...]}``,
-            ``{"atLeast": n, "of": [...]}``, ``{"trigger": name}``. They nest.
-
-    Raises:
-        InvalidConfiguration: It is none of these.
-    """
-    if isinstance(value, Condition):
-        return value
-    if isinstance(value, Mapping):
-        return _parse_mapping(value)
-    if isinstance(value, str):
-        raise InvalidConfiguration(f'a list of trigger names is wanted: write [{value!r}]')
-    if isinstance(value, (set, frozenset)):
-        # A set has no order of its own; a sorted one gives the same stored content.
-        value = sorted(value, key=repr)
-    if isinstance(value, (list, tuple)):
-        return AllOf(_unique(_member(member) for member in value))
-    raise InvalidConfiguration(
-        'a condition is a list of trigger names, or {"any": [...]}, {"all": [...]} or '
-        f'{{"atLeast": n, "of": [...]}}, not {value!r}'
-    )
-
-
-def _unique(members: Iterable[Condition]) -> tuple[Condition, ...]:
-    return tuple(dict.fromkeys(members))
-
-
-def _parse_mapping(value: Mapping[Any, Any]) -> Condition:
-    match dict(value):
-        case {'any': members, **rest} if not rest:
-            return AnyOf(_members(members, 'any'))
-        case {'all': members, **rest} if not rest:
-            return AllOf(_members(members, 'all'))
-        case {'atLeast': count, 'of': members, **rest} if not rest:
-            parsed = _members(members, 'of')
-            _check_count(count, parsed)
-            return AtLeast(parsed, count)
-        case {'trigger': str() as trigger, **rest} if not rest:
-            return _member(trigger)
-        case {'trigger': trigger, **rest} if not rest:
-            raise InvalidConfiguration(f'"trigger" wants the name of one, not {trigger!r}')
-        case {'trigger': _, **rest}:
-            raise InvalidConfiguration(f'{_listed(rest)} beside "trigger" is not supported')
-    raise InvalidConfiguration(
-        f'{_listed(value)} is no condition; write {{"any": [...]}}, {{"all": [...]}} or '
-        '{"atLeast": n, "of": [...]}'
-    )
-
-
-def _members(value: Any, key: str) -> tuple[Condition, ...]:
-    if not isinstance(value, (list, tuple, set, frozenset)) or not value:
-        raise InvalidConfiguration(f'"{key}" wants a list of at least one member, not {value!r}')
-    ordered = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
-    return _unique(_member(member) for member in ordered)
-
-
-def check_members(condition: Condition) -> None:
-    """Refuse a condition with an empty one inside it, which cannot be written down.
-
-    Raises:
-        InvalidConfiguration: It has one.
-    """
-    for member in condition.members if isinstance(condition, _Branch) else ():
-        if isinstance(member, _Branch) and not member.members:
-            raise InvalidConfiguration('a condition inside another one must not be empty')
-        check_members(member)
-
-
-def _listed(keys: Iterable[Any]) -> str:
-    return ', '.join(repr(key) for key in keys)

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,11 +16,12 @@ from celery_triggers.engine.conditions import (
     NEVER,
     AllOf,
     Condition,
+    Kwarg,
     On,
-    check_members,
-    parse_condition,
+    with_counters,
 )
 from celery_triggers.engine.cycles import cycle_of_abandonments, cycle_of_runs
+from celery_triggers.engine.forms import check_members, parse_condition
 from celery_triggers.engine.names import is_outcome_trigger, plain, problem_with
 from celery_triggers.exceptions import InvalidConfiguration
 
@@ -70,14 +71,24 @@ class TaskConfig:
     @cached_property
     def wanted(self) -> Condition:
         """``after`` together with ``and_every``: what a release asks for."""
-        if self.and_every is None:
+        if self.every is None:
             return self.after
-        return AllOf((self.after, On(self.and_every)))
+        return AllOf((self.after, self.every))
+
+    @cached_property
+    def every(self) -> On | None:
+        """The leaf of ``and_every``."""
+        return None if self.and_every is None else On(self.and_every)
 
     @cached_property
     def leaves(self) -> tuple[On, ...]:
         """Every leaf that can receive a firing, each once."""
-        return tuple(dict.fromkeys((*self.wanted.leaves(), *self.unless.leaves())))
+        return with_counters((*self.wanted.leaves(), *self.unless.leaves()))
+
+    @cached_property
+    def counters(self) -> tuple[On, ...]:
+        """The leaves that count firings."""
+        return tuple(leaf for leaf in self.leaves if leaf.times is not None)
 
     @cached_property
     def triggers(self) -> frozenset[str]:
@@ -85,8 +96,12 @@ class TaskConfig:
         return frozenset(leaf.trigger for leaf in self.leaves)
 
     def leaves_on(self, trigger: str) -> list[On]:
-        """Return the leaves that a firing of ``trigger`` reaches."""
-        return [leaf for leaf in self.leaves if leaf.trigger == trigger]
+        """Return the leaves that receive a firing of ``trigger`` as it comes."""
+        return [leaf for leaf in self.leaves if leaf.trigger == trigger and leaf.times is None]
+
+    def triggers_of(self, keys: Container[str], *, but: bool = False) -> set[str]:
+        """Return the triggers of the leaves with these keys, or of all others."""
+        return {leaf.trigger for leaf in self.leaves if (leaf.key in keys) is not but}
 
     def to_json(self) -> dict[str, Any]:
         """Return the directives that are set, under their JSON names."""
@@ -132,11 +147,41 @@ def parse_task(name: Any, directives: Any) -> TaskConfig:
         using=_optional_string(name, 'using', known.get('using')),
         extra=_plain_json(name, None, extra),
     )
+    _check_keys(config)
     if not len(config.after) and config.and_every is None:
         raise InvalidConfiguration(
             'it can never run: give it "after" or "andEvery"', task=name, directive='after'
         )
     return config
+
+
+def _check_keys(config: TaskConfig) -> None:
+    """Refuse leaves that would share a key, and counts that would wait for themselves."""
+    leaves: dict[str, On] = {}
+    for leaf in config.leaves:
+        other = leaves.setdefault(leaf.key, leaf)
+        if other != leaf:
+            raise InvalidConfiguration(
+                f'"{other}" and "{leaf}" would both be received as {leaf.key!r}: '
+                'give one of them another "as"',
+                task=config.name,
+                directive=_directive_of(config, leaf),
+            )
+    for leaf in config.counters:
+        way = [leaf]
+        while isinstance(way[-1].times, Kwarg):
+            way.append(leaves[way[-1].times.key])
+            if way[-1] in way[:-1]:
+                raise InvalidConfiguration(
+                    f'"{leaf}" waits for its own kwargs and could never hold: '
+                    'give it an "as", so that they are those of another leaf',
+                    task=config.name,
+                    directive=_directive_of(config, leaf),
+                )
+
+
+def _directive_of(config: TaskConfig, leaf: On) -> str:
+    return 'unless' if leaf in config.unless.leaves() else 'after'
 
 
 def _check_task_name(name: Any) -> None:
@@ -214,14 +259,17 @@ def _condition(name: str, directive: str, value: Any, default: Condition) -> Con
 
 
 def _and_every(name: str, value: Any) -> str | None:
-    if isinstance(value, On):
+    if isinstance(value, On) and value == On(value.trigger):
         value = value.trigger
     if value is None:
         return None
     problem = problem_with(value)
     if problem:
         raise InvalidConfiguration(
-            f'one trigger name is wanted; it {problem}: {value!r}',
+            f'one trigger name is wanted; it {problem}: {value!r}. What else is asked of its '
+            'firings stands under "after", with an "as"'
+            if isinstance(value, (On, Mapping))
+            else f'one trigger name is wanted; it {problem}: {value!r}',
             task=name,
             directive='andEvery',
         )
@@ -322,6 +370,19 @@ class Configuration(Mapping[str, TaskConfig]):
     @cached_property
     def digest(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
+    @cached_property
+    def _filters(self) -> dict[str, list[str]]:
+        filters: dict[str, set[str]] = {}
+        for task in self._tasks.values():
+            for leaf in task.leaves:
+                if leaf.where is not None:
+                    filters.setdefault(leaf.trigger, set()).add(leaf.where)
+        return {trigger: sorted(found) for trigger, found in filters.items()}
+
+    def filters(self, trigger: str) -> list[str]:
+        """Return the filters through which firings of a trigger are received."""
+        return self._filters.get(trigger, [])
 
     @cached_property
     def _listeners(self) -> dict[str, list[TaskConfig]]:

@@ -82,9 +82,8 @@ class Draft:
     def _drop_waits(self, instance: Instance) -> None:
         """Take an instance that no longer waits out of the index."""
         task = self.session.configuration.get(instance.task)
-        for trigger in task.triggers if task else ():
-            if trigger not in instance.received:
-                self._remove_wait(trigger, instance)
+        for trigger in task.triggers_of(instance.received, but=True) if task else ():
+            self._remove_wait(trigger, instance)
 
     @staticmethod
     def _note_wait(

@@ -94,7 +94,7 @@ def _at(milliseconds: int) -> str:
 def _wanting(condition: Condition, received: Container[str]) -> str:
     """Say what a condition that does not hold still wants."""
     if not isinstance(condition, (AllOf, AnyOf, AtLeast)):
-        return ', '.join(condition)
+        return str(condition)
     members = [member for member in condition.members if not member.holds(received)]
     texts = [_wanting(member, received) for member in members]
     if isinstance(condition, AllOf):

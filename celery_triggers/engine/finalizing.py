@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
-from celery_triggers.engine.configuration import Configuration
+from celery_triggers.engine.configuration import Configuration, TaskConfig
 from celery_triggers.engine.names import SESSION_FINALIZED, is_outcome_trigger
 from celery_triggers.engine.session import Session
 
@@ -38,11 +39,16 @@ def _reckon(configuration: Configuration) -> Reckoning:
         expected=frozenset(
             name
             for name, task in configuration.items()
-            if task.wanted.holds(triggers - beyond - set(configuration))
+            if could_hold(task, triggers - beyond - set(configuration))
         ),
         followers=frozenset(configuration)
         - _releasable(configuration, triggers - {SESSION_FINALIZED}),
     )
+
+
+def could_hold(task: TaskConfig, triggers: Container[str]) -> bool:
+    """Tell whether a task can be released if these triggers come, often and as it wants."""
+    return task.wanted.holds({leaf.key for leaf in task.leaves if leaf.trigger in triggers})
 
 
 def _releasable(configuration: Configuration, available: set[str]) -> frozenset[str]:
@@ -57,7 +63,7 @@ def _releasable(configuration: Configuration, available: set[str]) -> frozenset[
         new = {
             name
             for name, task in configuration.items()
-            if name not in reached and task.wanted.holds(usable)
+            if name not in reached and could_hold(task, usable)
         }
         if not new:
             return frozenset(reached)

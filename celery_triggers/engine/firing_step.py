@@ -7,12 +7,14 @@ step released.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
+from celery_triggers.engine.conditions import Kwarg, On
 from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.cycles import loop_through
 from celery_triggers.engine.draft import Draft
+from celery_triggers.engine.filters import matches
 from celery_triggers.engine.finalizing import is_settled
 from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.limits import Limits
@@ -138,46 +140,124 @@ class FiringStep(Draft):
         session.head.firings += 1
         firing.number = session.head.firings
         self._applying = firing
-        known = session.latest_of(firing.trigger)
-        count = known.count + 1 if known else 1
+        self._count(firing)
         for task in session.configuration.listeners(firing.trigger):
             firing.heard_by.append(task.name)
             for instance in self._reached(task, firing):
                 self._judge(task, instance)
-        session.latest[firing.trigger] = Latest(count, firing.kwargs)
-        self.fired.add(firing.trigger)
         self.records.append(firing)
         self._applying = None
 
+    def _count(self, firing: FiringRecord) -> None:
+        """Remember a firing as its trigger's latest, and as that of each filter it passes."""
+        trigger = firing.trigger
+        filters = self.session.configuration.filters(trigger)
+        known = self.session.latest_of(trigger)
+        matched = known.matches if known else {}
+        latest = self.session.latest[trigger] = Latest(
+            known.count + 1 if known else 1,
+            firing.kwargs,
+            {where: matched[where] for where in filters if where in matched},
+        )
+        for where in filters:
+            if passes(firing, where):
+                latest.count_match(where, firing.kwargs)
+        self.fired.add(trigger)
+
     def _reached(self, task: TaskConfig, firing: FiringRecord) -> list[Instance]:
         """Give the firing to the instances of a task that it concerns."""
-        trigger, kwargs = firing.trigger, firing.kwargs
+        trigger = firing.trigger
         if not self.session.counts_of(task.name).total:
-            return [self._create(task, trigger, kwargs)]
-        takers = self.session.waiting_for(trigger, task)
-        if trigger == task.and_every:
-            if not takers:
-                return [self._create(task, trigger, kwargs)]
-            # Each payload of an andEvery reaches exactly one instance.
-            takers = takers[:1]
-        for instance in takers:
-            instance.receive(task, trigger, kwargs)
-            self.touch(instance)
-            if trigger not in instance.waits_for(task):
-                self._remove_wait(trigger, instance)
-        return takers
+            return [self._create(task, firing)]
+        reached = self.session.waiting_for(trigger, task)
+        takers = [
+            instance for instance in reached
+            if task.every is None or task.every.key not in instance.received
+        ]
+        # Each payload of an andEvery reaches exactly one instance.
+        taker = takers[0] if takers and trigger == task.and_every else None
+        for instance in reached:
+            self._give(task, instance, firing, every=instance is taker)
+        if trigger == task.and_every and taker is None:
+            reached.append(self._create(task, firing))
+        return reached
 
-    def _create(
-        self, task: TaskConfig, trigger: str | None, kwargs: dict[str, Any] | None
-    ) -> Instance:
+    def _give(
+        self, task: TaskConfig, instance: Instance, firing: FiringRecord, *, every: bool
+    ) -> None:
+        """Give a firing to the leaves of a waiting instance.
+
+        Args:
+            every: Whether it is the ``andEvery`` of this instance.
+        """
+        before = instance.waits_for(task)
+        if self._receive(task, instance, firing, every=every):
+            self.touch(instance)
+            for trigger in before - instance.waits_for(task):
+                self._remove_wait(trigger, instance)
+
+    def _create(self, task: TaskConfig, firing: FiringRecord | None) -> Instance:
         """Make the next instance of a task: past firings first, then this one."""
         instance = self._next_instance(task.name)
         instance.cascade = self._applying.depth if self._applying is not None else 0
-        self._receive_past(task, instance, but=trigger)
-        if trigger is not None and kwargs is not None:
-            instance.receive(task, trigger, kwargs)
+        self._receive_past(task, instance, but=firing.trigger if firing else None)
+        if firing is not None:
+            self._receive(task, instance, firing, every=True)
         self._set_waits(instance, instance.waits_for(task))
         return instance
+
+    def _receive(
+        self, task: TaskConfig, instance: Instance, firing: FiringRecord, *, every: bool
+    ) -> bool:
+        """Let an instance's leaves take a firing; tell whether one has."""
+        taken = [
+            leaf.key for leaf in task.leaves_on(firing.trigger)
+            if (leaf != task.every or every)
+            and passes(firing, leaf.where)
+            and instance.receive(leaf, firing.kwargs)
+        ]
+        self._receive_counted(task, instance, {firing.trigger}, taken)
+        return bool(taken)
+
+    def _receive_past(
+        self, task: TaskConfig, instance: Instance, but: str | None = None
+    ) -> None:
+        """Let an instance's leaves take the latest firings of triggers."""
+        past = task.triggers - {task.and_every, but}
+        taken = []
+        for leaf in task.leaves:
+            if leaf.trigger in past and leaf.times is None:
+                known = self._known(leaf)
+                if known is not None and instance.receive(leaf, known.kwargs):
+                    taken.append(leaf.key)
+        self._receive_counted(task, instance, past, taken)
+
+    def _receive_counted(
+        self, task: TaskConfig, instance: Instance, triggers: Container[str], taken: list[str]
+    ) -> None:
+        """Let leaves that count take the latest firing if there have been enough.
+
+        They look when their trigger is fired and when it is told how many they want.
+
+        Args:
+            triggers: What was fired.
+            taken: The keys of the leaves that took something; those that do so here are added.
+        """
+        waiting = [leaf for leaf in task.counters if leaf.key not in instance.received]
+        # Once more for each: what one takes may tell another how many it wants.
+        for leaf in waiting * len(waiting):
+            told = isinstance(leaf.times, Kwarg) and leaf.times.key in taken
+            wanted = leaf.wanted_times(instance.received)
+            if wanted is None or not (told or leaf.trigger in triggers):
+                continue
+            known = self._known(leaf) or Latest(0, {})
+            if known.count >= wanted and instance.receive(leaf, known.kwargs):
+                taken.append(leaf.key)
+
+    def _known(self, leaf: On) -> Latest | None:
+        """Return what is known of the firings that a leaf would take."""
+        latest = self.session.latest_of(leaf.trigger)
+        return latest.of(leaf.where) if latest is not None else None
 
     def _judge(self, task: TaskConfig, instance: Instance) -> None:
         """Decide about a waiting instance: ``unless`` comes before ``after``."""
@@ -186,7 +266,8 @@ class FiringStep(Draft):
         if self.session.head.cancelled is not None:
             self._abandon(task, instance, f'cancelled: {self.session.head.cancelled}')
         elif task.unless.holds(instance.received):
-            held = ', '.join(name for name in task.unless if name in instance.received)
+            leaves = dict.fromkeys(task.unless.leaves())
+            held = ', '.join(leaf.key for leaf in leaves if leaf.key in instance.received)
             self._abandon(task, instance, f'unless: {held}')
         elif task.wanted.holds(instance.received):
             self._release(task, instance)
@@ -229,10 +310,11 @@ class FiringStep(Draft):
             {'instance': instance.name, **details},
         )
 
-    def _receive_past(
-        self, task: TaskConfig, instance: Instance, but: str | None = None
-    ) -> None:
-        for trigger in sorted(task.triggers - {task.and_every, but}):
-            past = self.session.latest_of(trigger)
-            if past is not None:
-                instance.receive(task, trigger, past.kwargs)
+
+def passes(firing: FiringRecord, where: str | None) -> bool:
+    """Tell whether a firing passes a filter, which is asked once."""
+    if where is None:
+        return True
+    if where not in firing.passes:
+        firing.passes[where] = matches(where, firing.trigger, firing.kwargs)
+    return firing.passes[where]

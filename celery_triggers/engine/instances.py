@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from celery_triggers.engine.conditions import On, with_counters
 from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.names import instance_name
 from celery_triggers.engine.transitions import RESOLVED, Event, Status, next_status
@@ -124,24 +125,26 @@ class Instance:
             return {**self.times, scheduled: self.changed, running: claimed}
         return {**self.times, self.status.value: self.changed}
 
-    def receive(self, config: TaskConfig, trigger: str, kwargs: dict[str, Any]) -> bool:
-        """Give a firing to the leaves that have none yet; tell whether one took it."""
-        took = False
-        for leaf in config.leaves_on(trigger):
-            if leaf.key not in self.received:
-                self.received[leaf.key] = kwargs
-                took = True
-        return took
+    def receive(self, leaf: On, kwargs: dict[str, Any]) -> bool:
+        """Give kwargs to a leaf, unless it has some; tell whether it took them."""
+        if leaf.key in self.received:
+            return False
+        self.received[leaf.key] = kwargs
+        return True
 
     def waits_for(self, config: TaskConfig) -> set[str]:
         """Return the triggers that could still reach this instance."""
         if self.status is not Status.UNSTARTED:
             return set()
-        return {leaf.trigger for leaf in config.leaves if leaf.key not in self.received}
+        return config.triggers_of(self.received, but=True)
 
     def missing(self, config: TaskConfig) -> list[str]:
-        """Return the triggers of ``after`` and ``and_every`` that it has not received."""
-        return [name for name in config.wanted if name not in self.received]
+        """Return the triggers of ``after`` and ``and_every`` of which something is missing."""
+        missing = [
+            leaf.trigger for leaf in with_counters(config.wanted.leaves())
+            if leaf.key not in self.received
+        ]
+        return list(dict.fromkeys(missing))
 
     def kwargs(self, config: TaskConfig | None) -> dict[str, dict[str, Any]]:
         """Return the kwargs by trigger: static ones with the fired ones over them."""

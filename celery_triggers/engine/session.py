@@ -48,10 +48,24 @@ class Counts:
 
 @dataclass(slots=True)
 class Latest:
-    """How often a trigger was fired, and with which kwargs last."""
+    """How often a trigger was fired, and with which kwargs last.
+
+    Attributes:
+        matches: The same of the firings that matched a filter, by filter.
+    """
 
     count: int
     kwargs: dict[str, Any]
+    matches: dict[str, Latest] = field(default_factory=dict)
+
+    def of(self, where: str | None) -> Latest | None:
+        """Return this of all firings, or of those that matched a filter."""
+        return self if where is None else self.matches.get(where)
+
+    def count_match(self, where: str, kwargs: dict[str, Any]) -> None:
+        """Note that a firing matched a filter."""
+        known = self.matches.get(where)
+        self.matches[where] = Latest(known.count + 1 if known else 1, kwargs)
 
 
 @dataclass(slots=True)
@@ -65,6 +79,7 @@ class FiringRecord:
         heard_by: The trigger tasks that it concerned.
         released: The instances that it released; known in the step alone, not stored.
         depth: How many cascades in a row led to it; not stored either.
+        passes: Which filters it passes, as far as they were asked; not stored either.
     """
 
     number: int
@@ -76,6 +91,7 @@ class FiringRecord:
     heard_by: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     depth: int = 0
+    passes: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from celery_triggers.engine.configuration import Configuration, TaskConfig
-from celery_triggers.engine.firing_step import CASCADE_LIMIT, FiringStep
+from celery_triggers.engine.firing_step import CASCADE_LIMIT, FiringStep, passes
 from celery_triggers.engine.instances import AGAIN, Instance, merged
 from celery_triggers.engine.session import FiringRecord
 from celery_triggers.engine.transitions import BY_HAND, UNHAPPY, Event, Status, next_status
@@ -199,7 +199,7 @@ class Step(FiringStep):
 
         The whole session must be loaded.
         """
-        instance = self._create(task, None, None)
+        instance = self._create(task, None)
         self._judge(task, instance)
         self.settle()
         return instance
@@ -270,6 +270,7 @@ class Step(FiringStep):
         self.session.configuration = self.new_configuration = configuration
         self.session.head.digest = configuration.digest
         self.changed = True
+        self._filter_past()
         for instance in self._unstarted():
             task = configuration.get(instance.task)
             if task is None:
@@ -285,17 +286,30 @@ class Step(FiringStep):
             self._create_from_past(named)
         self.settle()
 
+    def _filter_past(self) -> None:
+        """Ask filters that are new about the firings that the history holds."""
+        filters = self.session.configuration.filters
+        new = {
+            trigger: set(filters(trigger)).difference(latest.matches)
+            for trigger, latest in self.session.latest.items()
+        }
+        for firing in self.session.history:
+            for where in new.get(firing.trigger, ()):
+                if passes(firing, where):
+                    self.session.latest[firing.trigger].count_match(where, firing.kwargs)
+                    self.fired.add(firing.trigger)
+
     def _create_from_past(self, names: Collection[str]) -> None:
         """Make the instances that these trigger tasks would have had from past firings."""
         for name in sorted(names):
             task = self.session.configuration[name]
             if self.session.counts_of(name).total:
                 continue
-            payloads = [r.kwargs for r in self.session.history if r.trigger == task.and_every]
-            for kwargs in payloads:
-                self._judge(task, self._create(task, task.and_every, kwargs))
+            payloads = [r for r in self.session.history if r.trigger == task.and_every]
+            for firing in payloads:
+                self._judge(task, self._create(task, firing))
             if not payloads and any(self.session.latest_of(t) for t in task.triggers):
-                self._judge(task, self._create(task, None, None))
+                self._judge(task, self._create(task, None))
 
     def cancel(self, reason: str) -> None:
         """Abandon what waits, now and later; the whole session must be loaded."""

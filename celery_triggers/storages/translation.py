@@ -162,8 +162,7 @@ def to_session(
         if kind == 't':
             session.counts[name] = Counts(*map(int, text.split(',')))
         elif kind == 'l':
-            count, _, kwargs = text.partition(':')
-            session.latest[name] = Latest(int(count), codec.loads(kwargs))
+            session.latest[name] = _latest_from_text(text, codec)
         elif kind == 'h':
             session.history.append(FiringRecord(int(name), *codec.loads(text)))
         else:
@@ -217,8 +216,7 @@ def _changed_entries(
         counts = session.counts[task]
         puts[f't:{task}'] = f'{counts.total},{counts.unresolved},{counts.unstarted}'
     for trigger in step.fired:
-        latest = session.latest[trigger]
-        puts[f'l:{trigger}'] = f'{latest.count}:{codec.dumps(latest.kwargs)}'
+        puts[f'l:{trigger}'] = _latest_to_text(session.latest[trigger], codec)
     for event, record in events.items():
         puts[f'e:{event}'] = _event_to_text(record)
     for firing in step.records[-history:] if history else ():
@@ -227,6 +225,23 @@ def _changed_entries(
              firing.heard_by]
         )
     return puts
+
+
+def _latest_to_text(latest: Latest, codec: Codec) -> str:
+    content: Any = latest.kwargs
+    if latest.matches:
+        content = [content, [[w, m.count, m.kwargs] for w, m in latest.matches.items()]]
+    return f'{latest.count}:{codec.dumps(content)}'
+
+
+def _latest_from_text(text: str, codec: Codec) -> Latest:
+    count, _, content = text.partition(':')
+    kwargs = codec.loads(content)
+    if isinstance(kwargs, dict):
+        return Latest(int(count), kwargs)
+    # A list, or a tuple where the serializer keeps those.
+    kwargs, matches = kwargs
+    return Latest(int(count), kwargs, {w: Latest(number, last) for w, number, last in matches})
 
 
 def _outdated_history(step: Step, history: int) -> list[str]:

@@ -2,19 +2,21 @@
 
 It keeps the whole session in plain lists and works everything out anew whenever it is
 asked: no index, no counters, no slices. It shares no code with the engine. What is not
-built yet (deadlines, gates, filters) is not here.
+built yet (deadlines, gates) is not here.
 
 Two decisions that the rules leave open, made as the engine makes them:
 
 - A waiting instance of a task that cannot be released before ``sessionFinalized`` does
   not hold the finalization up. (Any outcome trigger counts as one that may come.)
 - A firing of ``andEvery`` goes to the first instance that waits for it, not to all.
+- A leaf that counts looks when its trigger is fired, and when it is told how many it wants.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 RESOLVED = {'abandoned', 'finished', 'replayed', 'skipped'}
 LOST = {'worker lost', 'time limit'}
@@ -28,11 +30,39 @@ class Refused(Exception):
     """What the rules do not allow."""
 
 
+class Leaf(NamedTuple):
+    """A leaf of a condition; ``times`` may be the key and the name of a kwarg."""
+
+    trigger: str
+    where: str | None
+    key: str
+    times: Any
+
+
+#: The filters that tests use, said in Python: what cannot be compared does not match.
+FILTERS: dict[str | None, Callable[[Json], bool]] = {
+    None: lambda kwargs: True,
+    'n > 4': lambda kwargs: isinstance(kwargs.get('n'), int) and kwargs['n'] > 4,
+    'p.x < 5': lambda kwargs: isinstance(kwargs.get('p'), dict) and kwargs['p']['x'] < 5,
+}
+
+
+def leaf_of(value: Any) -> Leaf:
+    if isinstance(value, str):
+        return Leaf(value, None, value, None)
+    key = value.get('as', value['trigger'])
+    times = value.get('times')
+    told_by = tuple(times['$kwarg']) if isinstance(times, dict) else times
+    return Leaf(value['trigger'], value.get('where'), key, told_by)
+
+
 def holds(condition: Any, got: Any) -> bool:
     if isinstance(condition, str):
         return condition in got
     if isinstance(condition, list):
         return all(holds(member, got) for member in condition)
+    if 'trigger' in condition:
+        return leaf_of(condition).key in got
     if 'any' in condition:
         return any(holds(member, got) for member in condition['any'])
     if 'all' in condition:
@@ -40,12 +70,18 @@ def holds(condition: Any, got: Any) -> bool:
     return sum(holds(member, got) for member in condition['of']) >= condition['atLeast']
 
 
-def names(condition: Any) -> set[str]:
-    if isinstance(condition, str):
-        return {condition}
+def leaves_of(condition: Any) -> set[Leaf]:
+    if isinstance(condition, str) or 'trigger' in condition:
+        return {leaf_of(condition)}
     if isinstance(condition, dict):
         condition = condition.get('any') or condition.get('all') or condition['of']
-    return {name for member in condition for name in names(member)}
+    return {leaf for member in condition for leaf in leaves_of(member)}
+
+
+def with_looked_at(leaves: set[Leaf]) -> set[Leaf]:
+    """And the triggers that tell how many, unless they are there."""
+    looked_at = {leaf.times[0] for leaf in leaves if isinstance(leaf.times, tuple)}
+    return leaves | {leaf_of(key) for key in looked_at - {leaf.key for leaf in leaves}}
 
 
 def merge(under: Any, over: Any) -> Any:
@@ -64,7 +100,12 @@ class Task:
         self.unless = directives.get('unless') or []
         self.params = directives.get('withParams') or {}
         self.wanted = [self.after, *([self.every] if self.every else [])]
-        self.triggers = names(self.wanted) | names(self.unless)
+        self.needed = with_looked_at(leaves_of(self.wanted))
+        self.leaves = with_looked_at(leaves_of(self.wanted) | leaves_of(self.unless))
+        self.triggers = {leaf.trigger for leaf in self.leaves}
+
+    def could_run(self, triggers: set[str]) -> bool:
+        return holds(self.wanted, {leaf.key for leaf in self.leaves if leaf.trigger in triggers})
 
 
 class Instance:
@@ -144,28 +185,59 @@ class Reference:
             self.queue.append((FINALIZED, {}, None, None))
 
     def apply(self, trigger: str, kwargs: Json, cause: str | None, event: str | None) -> None:
+        self.history.append((trigger, kwargs, cause, event))
         for name in sorted(self.tasks):
             task = self.tasks[name]
             if trigger not in task.triggers:
                 continue
             waiting = [i for i in self.of(name) if i.status == 'unstarted']
-            takers = [i for i in waiting if trigger not in i.got]
-            if trigger == task.every:
-                takers = takers[:1]
-            for instance in takers:
-                instance.got[trigger] = kwargs
-            if not self.of(name) or (trigger == task.every and not takers):
-                self.create(name, {trigger: kwargs})
+            lacking = [i for i in waiting if task.every not in i.got]
+            for instance in waiting:
+                self.give(instance, task, trigger, kwargs, every=instance in lacking[:1])
+            if not self.of(name) or (trigger == task.every and not lacking):
+                new = self.create(name, but=trigger)
+                self.give(new, task, trigger, kwargs, every=True)
             self.judge_all(name)
-        self.history.append((trigger, kwargs, cause, event))
 
-    def create(self, name: str, got: Json) -> Instance:
-        task = self.tasks[name]
-        others = task.triggers - {task.every} - set(got)
-        latest = {other: self.past(other)[-1] for other in others if self.past(other)}
-        instance = Instance(name, len(self.of(name)), {**latest, **got})
+    def give(self, instance: Instance, task: Task, trigger: str, kwargs: Json, every: bool) -> None:
+        before = set(instance.got)
+        for leaf in task.leaves:
+            plain = leaf.trigger == trigger and leaf.times is None and leaf.key not in before
+            if plain and FILTERS[leaf.where](kwargs) and (every or leaf.key != task.every):
+                instance.got[leaf.key] = kwargs
+        self.count(instance, task, {trigger}, before)
+
+    def count(
+        self, instance: Instance, task: Task, triggers: set[str | None], before: set[str]
+    ) -> None:
+        for _ in task.leaves:
+            for leaf in task.leaves:
+                if leaf.times is None or leaf.key in instance.got:
+                    continue
+                wanted, told = leaf.times, False
+                if isinstance(wanted, tuple):
+                    key, name = wanted
+                    wanted = instance.got.get(key, {}).get(name)
+                    told = key in instance.got and key not in before
+                found = [k for k in self.past(leaf.trigger) if FILTERS[leaf.where](k)]
+                looks = told or leaf.trigger in triggers
+                if looks and isinstance(wanted, int) and len(found) >= wanted:
+                    instance.got[leaf.key] = found[-1] if found else {}
+
+    def create(self, name: str, but: str | None) -> Instance:
+        instance = Instance(name, len(self.of(name)), {})
         self.instances.append(instance)
+        self.give_past(instance, self.tasks[name], but)
         return instance
+
+    def give_past(self, instance: Instance, task: Task, but: str | None = None) -> None:
+        before = set(instance.got)
+        for leaf in task.leaves:
+            found = [k for k in self.past(leaf.trigger) if FILTERS[leaf.where](k)]
+            later = leaf.trigger in (task.every, but) or leaf.times is not None
+            if found and not later and leaf.key not in before:
+                instance.got[leaf.key] = found[-1]
+        self.count(instance, task, {*task.triggers} - {task.every, but}, before)
 
     def judge_all(self, name: str) -> None:
         task = self.tasks[name]
@@ -183,7 +255,7 @@ class Reference:
 
     def abandon(self, instance: Instance, task: Task) -> None:
         instance.status = 'abandoned'
-        missing = sorted(names(task.wanted) - set(instance.got))
+        missing = sorted({leaf.trigger for leaf in task.needed if leaf.key not in instance.got})
         self.end(instance, ':abandoned', missing=missing, received=sorted(instance.got))
 
     def end(self, instance: Instance, outcome: str, **facts: Any) -> None:
@@ -203,17 +275,21 @@ class Reference:
                 return False
         # No task has an instance that counts, so a task without one counts only if the
         # application's own triggers are enough for it.
-        own = {t for task in self.tasks.values() for t in names(task.wanted)} - set(self.tasks)
+        own = self.all_triggers() - set(self.tasks)
         own = {t for t in own if t != FINALIZED and not t.endswith(OUTCOMES)}
-        return not any(not self.of(n) and holds(t.wanted, own) for n, t in self.tasks.items())
+        return not any(not self.of(n) and t.could_run(own) for n, t in self.tasks.items())
+
+    def all_triggers(self) -> set[str]:
+        """The triggers that a release of some task asks for."""
+        return {leaf.trigger for task in self.tasks.values() for leaf in task.needed}
 
     def reachable(self) -> set[str]:
         """The tasks that can be released without ``sessionFinalized``."""
-        triggers = {t for task in self.tasks.values() for t in names(task.wanted)} - {FINALIZED}
+        triggers = self.all_triggers() - {FINALIZED}
         found: set[str] = set()
         for _ in self.tasks:
             got = {t for t in triggers if t not in self.tasks or t in found}
-            found = {name for name, task in self.tasks.items() if holds(task.wanted, got)}
+            found = {name for name, task in self.tasks.items() if task.could_run(got)}
         return found
 
     # ---------------------------------------------------------------- outcomes
@@ -319,18 +395,18 @@ class Reference:
             task = self.tasks.get(instance.task)
             if instance.status != 'unstarted' or task is None:
                 continue
-            for trigger in task.triggers - {task.every} - set(instance.got):
-                if apply_past and self.past(trigger):
-                    instance.got[trigger] = self.past(trigger)[-1]
+            if apply_past:
+                self.give_past(instance, task)
             self.judge_all(instance.task) if self.last_of(instance) else None
         for name in sorted(configuration) if apply_past else ():
             task = self.tasks[name]
             if self.of(name):
                 continue
             for kwargs in self.past(task.every):
-                self.create(name, {task.every: kwargs})
+                new = self.create(name, but=task.every)
+                self.give(new, task, str(task.every), kwargs, every=True)
             if not self.of(name) and any(self.past(t) for t in task.triggers):
-                self.create(name, {})
+                self.create(name, but=None)
             self.judge_all(name)
         self.settle()
 

@@ -32,13 +32,32 @@ from tests.support import FakeApplication, Medium, delivery, medium
 TRIGGERS = ['a', 'b', 'c']
 TASKS = ['t_1', 't_2', 't_3', 't_4', 't_5']
 
-leaves = st.one_of(
+names = st.one_of(
     st.sampled_from(TRIGGERS),
     st.sampled_from(TRIGGERS),
     st.sampled_from(TASKS),
     st.sampled_from(
         [*(f'{task}{end}' for task in TASKS[:3] for end in OUTCOMES[:3]), FINALIZED]
     ),
+)
+
+wheres = st.sampled_from([None, None, 'n > 4', 'p.x < 5'])
+counts = st.sampled_from([None, None, 2, 3, {'$kwarg': ['b', 'n']}, {'$kwarg': ['few c', 'n']}])
+
+
+def _leaf(trigger: str, where: str | None, times: Any) -> Any:
+    """Return a leaf; those that differ have different keys, since they stand in one task."""
+    few = where == 'n > 4' and times is None
+    values = {'trigger': trigger, 'where': where, 'times': times}
+    told = {name: value for name, value in values.items() if value is not None}
+    if len(told) > 1:
+        told['as'] = f'few {trigger}' if few else repr(told)
+    return told
+
+
+leaves = st.one_of(
+    names, names, names,
+    st.builds(_leaf, st.sampled_from([*TRIGGERS, TASKS[0]]), wheres, counts),
 )
 
 
@@ -65,11 +84,11 @@ directives = st.fixed_dictionaries(
     {'run': st.just('x')},
     optional={
         'after': conditions,
-        'andEvery': leaves,
+        'andEvery': names,
         'unless': st.one_of(conditions, leaves.map(lambda leaf: [leaf])),
         'withParams': st.just({'a': {'n': -1, 'p': {'x': -1, 'y': -1}}, 'b': {'static': True}}),
     },
-).filter(lambda found: 'after' in found or 'andEvery' in found)
+)
 
 
 def _is_legal(configuration: Any) -> bool:
@@ -78,6 +97,9 @@ def _is_legal(configuration: Any) -> bool:
     except InvalidConfiguration:
         return False
     return True
+
+
+directives = directives.filter(lambda found: _is_legal({'t_x': found}))
 
 
 configurations = st.dictionaries(
@@ -228,7 +250,7 @@ class Sessions(RuleBasedStateMachine):
     def replay_by_hand(self, number: int, kwargs: Any) -> None:
         instance = self.pick(number)
         config = self.manager.storage.tasks.get(instance.name.rpartition('#')[0])
-        known = {*instance.got, *(config.triggers if config else ())}
+        known = {*instance.got, *(leaf.key for leaf in (config.leaves if config else ()))}
         # Kwargs of a trigger that the task has nothing to do with are refused.
         kwargs = {trigger: value for trigger, value in kwargs.items() if trigger in known}
         self.both(

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from celery_triggers import all_of, any_of, at_least
-from celery_triggers.engine.conditions import On, parse_condition
+from celery_triggers.engine.conditions import On
 from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.forms import parse_condition
 from celery_triggers.exceptions import InvalidConfiguration
 
 
@@ -33,7 +34,28 @@ def parse(**directives: Any) -> TaskConfig:
         ({'after': {'atLeast': 3, 'of': ['a', 'b']}}, 'after', 'from 1 to 2'),
         ({'after': {'atLeast': 0, 'of': ['a', 'b']}}, 'after', 'from 1 to 2'),
         ({'after': {'atLeast': True, 'of': ['a', 'b']}}, 'after', 'whole number'),
-        ({'after': [{'trigger': 'a', 'where': 'n > 1'}]}, 'after', "'where' .* not supported"),
+        ({'after': [{'trigger': 'a', 'when': 'n > 1'}]}, 'after', "'when' .* not known; \"where\""),
+        ({'after': [{'trigger': 'a', 'times': 0}]}, 'after', 'from 1 on'),
+        ({'after': [{'trigger': 'a', 'times': True}]}, 'after', 'whole number'),
+        ({'after': [{'trigger': 'a', 'times': {'$kwarg': ['b']}}]}, 'after', r'\[trigger, name\]'),
+        ({'after': [{'trigger': 'a', 'times': {'$kwarg': ['b', 7]}}]}, 'after', 'name of a kwarg'),
+        ({'after': [{'trigger': 'a', 'as': ''}]}, 'after', '"as" must not be empty'),
+        ({'after': ['a', {'trigger': 'a', 'times': 2}]}, 'after', 'received as .* another "as"'),
+        ({'after': ['a'], 'unless': [{'trigger': 'b', 'as': 'a'}]}, 'unless', 'received as'),
+        (
+            {'after': [{'trigger': 'a', 'times': {'$kwarg': ['a', 'n']}}]},
+            'after', 'its own kwargs and could never hold',
+        ),
+        (
+            {'after': [
+                {'trigger': 'a', 'times': {'$kwarg': ['b', 'n']}},
+                {'trigger': 'b', 'times': {'$kwarg': ['a', 'n']}},
+            ]},
+            'after', 'could never hold',
+        ),
+        ({'andEvery': {'trigger': 'a', 'times': 2}}, 'andEvery', 'stands under "after"'),
+        ({'after': [{'trigger': 'a', 'where': ''}]}, 'after', 'expression in CEL'),
+        ({'after': [{'trigger': 'a', 'where': 'n >'}]}, 'after', 'not understood: 1:4'),
         ({'after': ['a'], 'unless': 'b'}, 'unless', r"write \['b'\]"),
         ({'after': ['a'], 'unless': [[7]]}, 'unless', 'must be a string'),
         ({'andEvery': ['a']}, 'andEvery', 'one trigger name'),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_triggers import TriggerTask
+from celery_triggers import TriggerTask, on
 from celery_triggers.exceptions import (
     InvalidConfiguration,
     InvalidFiring,
@@ -60,6 +60,31 @@ def test_two_functions_of_one_name_are_told_to_differ_in_it(app: Any) -> None:
         InvalidConfiguration, match='another name= too'
     ):
         app.triggers.fire('x', 'a')
+
+
+def test_a_task_stands_for_its_trigger_with_a_filter_too(app: Any) -> None:
+    @app.trigger_task(after=['begun'])
+    def measure(context: Any) -> None: ...
+
+    @app.trigger_task(
+        after=on(measure, where='value > 90', as_='peak') & on(measure, times=2, as_='both'),
+        unless=[on(measure, where='broken')],
+    )
+    def report(context: Any) -> None: ...
+
+    config = app.triggers.tasks['t_report']
+    assert config.to_json()['after'] == [
+        {'trigger': 't_measure', 'where': 'value > 90', 'as': 'peak'},
+        {'trigger': 't_measure', 'as': 'both', 'times': 2},
+    ]
+    assert config.unless.names == ('t_measure',)
+
+
+def test_several_leaves_under_unless_are_as_ambiguous_as_names(app: Any) -> None:
+    with pytest.raises(InvalidConfiguration, match='any_of'):
+        app.trigger_task(
+            after=['a'], unless=[on('b', where='n > 1'), on('c', times=2)]
+        )(lambda context: None)
 
 
 @pytest.mark.parametrize('sessions', [None, ['order:', 'parcel:'], 3, b'order:'])
