@@ -223,6 +223,8 @@ class Change(Generic[T]):
             limits=self.storage.settings.limits,
         )
         if not snapshot.exists:
+            # There is nothing that was not read.
+            session.plan = Plan(whole=True)
             session.head.incarnation = secrets.token_hex(8)
             session.head.manager = self.manager
             session.head.created = snapshot.now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from celery_triggers.controller import Release
@@ -136,13 +137,28 @@ class TriggerManager(Operations):
             )
         return instance.cascade + 1
 
-    def start(self) -> None:
-        """Touch the session, so that it exists with its configuration, and fire nothing."""
+    def start(self, until: Mapping[str, datetime] | None = None) -> None:
+        """Begin the session: it exists, and its deadlines count from now. Nothing is fired.
+
+        A session that has begun goes on as it was.
+
+        Args:
+            until: Deadlines of this session's own, ``{trigger task: aware datetime}``, of
+                what has not been released; also for trigger tasks that have no ``within``.
+
+        Raises:
+            InvalidConfiguration: The session has no such trigger task.
+            TypeError: A deadline is no aware datetime.
+        """
+        deadlines = {name: _milliseconds(name, at) for name, at in (until or {}).items()}
 
         def decide(step: Step) -> None:
-            step.changed = step.new_configuration is not None
+            unknown = set(deadlines).difference(step.session.configuration)
+            if unknown:
+                raise self._no_task(step.session.configuration, *sorted(unknown))
+            step.start(deadlines)
 
-        self.change(plans.head_alone, decide)
+        self.change(plans.whole if deadlines else plans.head_alone, decide)
 
     def _checked_event_id(self, trigger: str, event_id: Any) -> str | None:
         if event_id is None:
@@ -263,6 +279,15 @@ class FinalizingTriggerManager(TriggerManager):
     """Fires ``sessionFinalized`` once, when nothing that counts is unresolved."""
 
     finalizing = True
+
+
+def _milliseconds(task: str, at: Any) -> int:
+    if not isinstance(at, datetime) or at.utcoffset() is None:
+        raise TypeError(
+            f'the deadline of {task!r} is an aware datetime, such as '
+            f'datetime.now(timezone.utc) + timedelta(hours=1), not {at!r}'
+        )
+    return max(1, int(at.timestamp() * 1000))
 
 
 _warned_about: set[str] = set()

@@ -50,6 +50,7 @@ class SweepReport:
         again: Instances taken back from lost workers, to be run again.
         replayed: Instances of lost workers that others took the place of.
         failed: Instances that failed: their workers were lost, or no worker took them.
+        expired: Instances whose deadlines had passed.
         spared: Instances whose leases were extended, since nobody could have renewed them.
         postponed: Those for which it was not time yet after all.
         deleted: Sessions that had expired.
@@ -65,6 +66,7 @@ class SweepReport:
     again: int = 0
     replayed: int = 0
     failed: int = 0
+    expired: int = 0
     spared: int = 0
     postponed: int = 0
     deleted: int = 0
@@ -174,7 +176,26 @@ class _OfInstance(_Overdue):
             return self._scheduled()
         if instance.status is Status.RUNNING:
             return self._running()
+        if instance.status is Status.UNSTARTED:
+            return self._unstarted()
         return self._forget(self.session, instance)
+
+    # --------------------------------------------------------------- unstarted
+
+    def _unstarted(self) -> str:
+        deadline = self.instance.deadline(self.session.configuration.get(self.instance.task))
+        if not deadline:
+            return self._forget(self.session, self.instance)
+        if deadline > self.now:
+            return self._postpone(deadline)
+
+        def decide(step: Step) -> str:
+            instance = self._same(step)
+            return 'expired' if instance is not None and step.expire(instance) else 'postponed'
+
+        outcome = self.manager.change(plans.outcome(self.instance.name), decide)
+        # Without a value this very change was found to have been made.
+        return outcome.value or 'expired'
 
     # --------------------------------------------------------------- scheduled
 
@@ -352,9 +373,14 @@ class _OfSession(_Overdue):
             # A write to no instance removes the date that stands for the session.
             self.storage.write(Write('', '', [], {}, due=0))
             return 'postponed'
-        instances = found.session.instances.values()
         over = found.session.head.clock + int(expires * 1000) <= found.now
-        if over and not any(instance.status in WITH_DUE_DATE for instance in instances):
+        configuration = found.session.configuration
+        alive = (
+            instance.status in WITH_DUE_DATE
+            or instance.deadline(configuration.get(instance.task))
+            for instance in found.session.instances.values()
+        )
+        if over and not any(alive):
             return 'deleted' if self.storage.delete(found.slice.version) else 'postponed'
         self.manager.change(plans.head_alone, _renew)
         return 'postponed'

@@ -37,6 +37,10 @@ DIRECTIVES = {
     'using': 'using',
     'within': 'within',
 }
+
+#: A deadline's limit, some three thousand years: a date further off is no date.
+MOST_SECONDS = 1e11
+
 _PYTHON_NAMES = set(DIRECTIVES.values())
 
 
@@ -145,6 +149,7 @@ def parse_task(name: Any, directives: Any) -> TaskConfig:
         unless=_condition(name, 'unless', known.get('unless'), NEVER),
         with_params=_with_params(name, known.get('with_params')),
         using=_optional_string(name, 'using', known.get('using')),
+        within=_within(name, known.get('within')),
         extra=_plain_json(name, None, extra),
     )
     _check_keys(config)
@@ -206,12 +211,6 @@ def _split(name: str, directives: Mapping[Any, Any]) -> tuple[dict[str, Any], di
             raise InvalidConfiguration('it is given twice', task=name, directive=key)
         else:
             known[python_name] = value
-    if known.get('within') is not None:
-        raise InvalidConfiguration(
-            'deadlines are not supported by this version; remove it',
-            task=name,
-            directive='within',
-        )
     return known, extra
 
 
@@ -299,6 +298,19 @@ def _optional_string(name: str, directive: str, value: Any) -> str | None:
     return plain(value)
 
 
+def _within(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= MOST_SECONDS:
+        raise InvalidConfiguration(
+            f'a number of seconds is wanted, above 0 and up to {MOST_SECONDS:.0e}, not {value!r}',
+            task=name,
+            directive='within',
+        )
+    return float(value)
+
+
 def _plain_json(name: str, directive: str | None, value: Mapping[Any, Any]) -> dict[str, Any]:
     """Return a copy that shares nothing with the caller's and holds JSON alone."""
     try:
@@ -370,6 +382,11 @@ class Configuration(Mapping[str, TaskConfig]):
     @cached_property
     def digest(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
+    @cached_property
+    def with_deadline(self) -> list[TaskConfig]:
+        """The trigger tasks that have ``within``, by name order."""
+        return [task for task in self._tasks.values() if task.within is not None]
 
     @cached_property
     def _filters(self) -> dict[str, list[str]]:

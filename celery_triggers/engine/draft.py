@@ -53,10 +53,13 @@ class Draft:
     def _recount(self, instance: Instance, before: Status) -> None:
         counts = self.session.counts_of(instance.task)
         self.counted.add(instance.task)
+        had_date = before in WITH_DUE_DATE
         if before is Status.UNSTARTED:
             counts.unstarted -= 1
             self._drop_waits(instance)
-        if before in WITH_DUE_DATE and instance.status not in WITH_DUE_DATE:
+            task = self.session.configuration.get(instance.task)
+            had_date = bool(instance.until) or (task is not None and task.within is not None)
+        if had_date and instance.status not in WITH_DUE_DATE:
             self.dues[instance.name] = 0
         if before not in RESOLVED and instance.is_resolved:
             counts.unresolved -= 1

@@ -65,7 +65,11 @@ def _why(config: TaskConfig, instance: Instance, heir: str | None) -> str:
     match instance.status:
         case Status.UNSTARTED:
             received = ', '.join(sorted(instance.received)) or 'nothing'
-            return f': it has {received} and waits for {_wanting(config.wanted, instance.received)}'
+            deadline = instance.deadline(config)
+            return (
+                f': it has {received} and waits for {_wanting(config.wanted, instance.received)}'
+                + (f', until {_at(deadline)}' if deadline else '')
+            )
         case Status.SCHEDULED:
             eta = f', not before {_at(instance.eta)}' if instance.eta else ''
             return (

@@ -135,8 +135,21 @@ class FiringStep(Draft):
         self.stopped.append(message)
         return message
 
+    def begin(self) -> None:
+        """Make the first instances of the tasks that have a deadline, which counts from now.
+
+        That is once in a session's life: at its first firing, or before.
+        """
+        head = self.session.head
+        if head.firings or head.begun:
+            return
+        for task in self.session.configuration.with_deadline:
+            if not self.session.counts_of(task.name).total:
+                self._judge(task, self._create(task, None))
+
     def _apply(self, firing: FiringRecord) -> None:
         session = self.session
+        self.begin()
         session.head.firings += 1
         firing.number = session.head.firings
         self._applying = firing
@@ -203,8 +216,15 @@ class FiringStep(Draft):
         self._receive_past(task, instance, but=firing.trigger if firing else None)
         if firing is not None:
             self._receive(task, instance, firing, every=True)
-        self._set_waits(instance, instance.waits_for(task))
+        self._wait(task, instance)
         return instance
+
+    def _wait(self, task: TaskConfig, instance: Instance) -> None:
+        """Note what a waiting instance waits for, and until when."""
+        self._set_waits(instance, instance.waits_for(task))
+        deadline = instance.deadline(task)
+        if deadline:
+            self.dues[instance.name] = deadline
 
     def _receive(
         self, task: TaskConfig, instance: Instance, firing: FiringRecord, *, every: bool
@@ -263,7 +283,9 @@ class FiringStep(Draft):
         """Decide about a waiting instance: ``unless`` comes before ``after``."""
         if instance.status is not Status.UNSTARTED:
             return
-        if self.session.head.cancelled is not None:
+        if 0 < instance.deadline(task) <= self.now:
+            self._expire(task, instance)
+        elif self.session.head.cancelled is not None:
             self._abandon(task, instance, f'cancelled: {self.session.head.cancelled}')
         elif task.unless.holds(instance.received):
             leaves = dict.fromkeys(task.unless.leaves())
@@ -297,11 +319,18 @@ class FiringStep(Draft):
         instance.metadata['reason'] = reason
         self._fire_abandoned(task, instance, reason)
 
-    def _fire_abandoned(self, task: TaskConfig | None, instance: Instance, reason: str) -> None:
+    def _expire(self, task: TaskConfig | None, instance: Instance) -> None:
+        self._advance(instance, Event.EXPIRE)
+        instance.metadata['reason'] = 'deadline'
+        self._fire_abandoned(task, instance, 'deadline', 'expired')
+
+    def _fire_abandoned(
+        self, task: TaskConfig | None, instance: Instance, reason: str, outcome: str = 'abandoned'
+    ) -> None:
         self.abandoned.append(instance.name)
         missing = instance.missing(task) if task else []
         details = {'reason': reason, 'missing': missing, 'received': sorted(instance.received)}
-        self._fire_outcome(instance, 'abandoned', details)
+        self._fire_outcome(instance, outcome, details)
 
     def _fire_outcome(self, instance: Instance, outcome: str, details: dict[str, Any]) -> None:
         self._fire_end(

@@ -55,6 +55,8 @@ class Instance:
         message: What a retry is sent with, ``{"task", "args", "kwargs", "options"}``: its
             code may have changed all of them. Empty before the first one.
         cascade: How many cascades in a row led to it.
+        until: When it expires if it still waits, in milliseconds, where the application has
+            said so; 0: its task's ``within`` counts, if it has one.
         log_level: The highest level that its logger context saw.
     """
 
@@ -81,6 +83,7 @@ class Instance:
     lost: list[str] = field(default_factory=list)
     message: dict[str, Any] = field(default_factory=dict)
     cascade: int = 0
+    until: int = 0
 
     @property
     def name(self) -> str:
@@ -137,6 +140,15 @@ class Instance:
         if self.status is not Status.UNSTARTED:
             return set()
         return config.triggers_of(self.received, but=True)
+
+    def deadline(self, config: TaskConfig | None) -> int:
+        """Return when it expires if it still waits, in milliseconds; 0: never."""
+        if self.status is not Status.UNSTARTED:
+            return 0
+        if self.until or config is None or config.within is None:
+            return self.until
+        # What waits has changed only once: when it was made.
+        return self.changed + int(config.within * 1000)
 
     def missing(self, config: TaskConfig) -> list[str]:
         """Return the triggers of ``after`` and ``and_every`` of which something is missing."""

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from celery_triggers.engine.configuration import Configuration, TaskConfig
-from celery_triggers.engine.names import (
-    SESSION_FINALIZED,
-    outcome_trigger,
-)
+from celery_triggers.engine.names import OUTCOMES, SESSION_FINALIZED, outcome_trigger
 from celery_triggers.engine.session import Plan
 
 #: Returns a plan for a session's configuration, and for whether its manager finalizes.
@@ -49,7 +46,7 @@ def outcome(instance: str) -> Planner:
     task = instance.rpartition('#')[0] or instance
     triggers = (
         task,
-        *(outcome_trigger(task, end) for end in ('failed', 'revoked', 'abandoned')),
+        *(outcome_trigger(task, end) for end in OUTCOMES),
     )
 
     def planner(configuration: Configuration, finalizing: bool) -> Plan:
@@ -84,9 +81,8 @@ def _plan_firing(
         fired.add(trigger)
         for task in configuration.listeners(trigger):
             heard[task.name] = task
-            abandoned = outcome_trigger(task.name, 'abandoned')
-            if configuration.listeners(abandoned):
-                pending.append(abandoned)
+            ends = (outcome_trigger(task.name, end) for end in ('abandoned', 'expired'))
+            pending += [end for end in ends if configuration.listeners(end)]
     return Plan(
         waiting=frozenset(t for t in fired if configuration.listeners(t)),
         latest=frozenset(t for task in heard.values() for t in task.triggers).union(fired),

@@ -23,6 +23,7 @@ class Head:
         finalized: Whether ``sessionFinalized`` was fired.
         cancelled: The reason if the session was cancelled, else ``None``.
         metadata: JSON of the application's.
+        begun: When :meth:`.TriggerManager.start` was called, if it was, in milliseconds.
     """
 
     incarnation: str = ''
@@ -35,6 +36,7 @@ class Head:
     finalized: bool = False
     cancelled: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    begun: int = 0
 
 
 @dataclass(slots=True)

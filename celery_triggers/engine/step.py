@@ -204,13 +204,46 @@ class Step(FiringStep):
         self.settle()
         return instance
 
+    def start(self, until: Mapping[str, int]) -> None:
+        """Let deadlines count from now, if no firing has begun the session.
+
+        Args:
+            until: Deadlines of this session's own, in milliseconds, by trigger task: of
+                what waits for its release now. The whole session must be loaded for them.
+        """
+        self.begin()
+        head = self.session.head
+        if not (head.firings or head.begun):
+            head.begun = self.now
+            self.changed = True
+        for name, deadline in sorted(until.items()):
+            task = self.session.configuration[name]
+            waiting = [i for i in self._unstarted() if i.task == name]
+            if not self.session.counts_of(name).total:
+                waiting = [self._create(task, None)]
+            for instance in waiting:
+                instance.until = deadline
+                self.touch(instance)
+                self._wait(task, instance)
+                self._judge(task, instance)
+        self.settle()
+
+    def expire(self, instance: Instance) -> bool:
+        """End a waiting instance whose deadline has passed; tell whether it has."""
+        task = self.session.configuration.get(instance.task)
+        if not 0 < instance.deadline(task) <= self.now:
+            return False
+        self._expire(task, instance)
+        self.settle()
+        return True
+
     def copy(self, task: TaskConfig, instance: Instance) -> Instance:
         """Make another instance with what this one received, and judge it.
 
         The whole session must be loaded.
         """
         new = self.clone(instance)
-        self._set_waits(new, new.waits_for(task))
+        self._wait(task, new)
         self._judge(task, new)
         self.settle()
         return new
@@ -273,6 +306,8 @@ class Step(FiringStep):
         self._filter_past()
         for instance in self._unstarted():
             task = configuration.get(instance.task)
+            if instance.deadline(old.get(instance.task)):
+                self.dues[instance.name] = 0
             if task is None:
                 self._set_waits(instance, set())
                 self._abandon(old.get(instance.task), instance, 'removed')
@@ -280,11 +315,20 @@ class Step(FiringStep):
             if apply_past:
                 self._receive_past(task, instance)
             self.touch(instance)
-            self._set_waits(instance, instance.waits_for(task))
+            self._wait(task, instance)
             self._judge(task, instance)
         if apply_past:
             self._create_from_past(named)
+        self._begin_added()
         self.settle()
+
+    def _begin_added(self) -> None:
+        """Let the deadlines of tasks count from now that a session got after it began."""
+        if not (self.session.head.firings or self.session.head.begun):
+            return
+        for task in self.session.configuration.with_deadline:
+            if not self.session.counts_of(task.name).total:
+                self._judge(task, self._create(task, None))
 
     def _filter_past(self) -> None:
         """Ask filters that are new about the firings that the history holds."""

@@ -43,6 +43,7 @@ _HEAD_SHORT = {
     'finalized': 'z',
     'cancelled': 'x',
     'metadata': 'd',
+    'begun': 'g',
 }
 _HEAD_NAMES = {short: name for name, short in _HEAD_SHORT.items()}
 _HEAD_KEYS = [(name, short, getattr(Head(), name)) for name, short in _HEAD_SHORT.items()]
@@ -51,6 +52,7 @@ _HEAD_KEYS = [(name, short, getattr(Head(), name)) for name, short in _HEAD_SHOR
 #: What a row's body holds besides the kwargs; what is empty is left out.
 _BODY = (
     'metadata', 'times', 'depth', 'log_level', 'logs_resolved', 'lost', 'message', 'cascade',
+    'until',
 )
 
 

@@ -119,6 +119,12 @@ class TaskInstance:
         return {status: moment(time) for status, time in self.record.timestamps().items()}
 
     @property
+    def deadline(self) -> datetime | None:
+        """When it expires if it still waits (UTC)."""
+        at = self.record.deadline(self.config)
+        return moment(at) if at else None
+
+    @property
     def log_level(self) -> int:
         """The highest level that was logged through its logger context."""
         return self.record.log_level

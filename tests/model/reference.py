@@ -2,14 +2,15 @@
 
 It keeps the whole session in plain lists and works everything out anew whenever it is
 asked: no index, no counters, no slices. It shares no code with the engine. What is not
-built yet (deadlines, gates) is not here.
+built yet (gates) is not here. Time is what the caller says it is.
 
-Two decisions that the rules leave open, made as the engine makes them:
+Decisions that the rules leave open, made as the engine makes them:
 
 - A waiting instance of a task that cannot be released before ``sessionFinalized`` does
   not hold the finalization up. (Any outcome trigger counts as one that may come.)
 - A firing of ``andEvery`` goes to the first instance that waits for it, not to all.
 - A leaf that counts looks when its trigger is fired, and when it is told how many it wants.
+- What is overdue and has received a trigger already is not looked at when that comes again.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class Task:
         self.every = directives.get('andEvery')
         self.unless = directives.get('unless') or []
         self.params = directives.get('withParams') or {}
+        self.within = directives.get('within')
         self.wanted = [self.after, *([self.every] if self.every else [])]
         self.needed = with_looked_at(leaves_of(self.wanted))
         self.leaves = with_looked_at(leaves_of(self.wanted) | leaves_of(self.unless))
@@ -117,7 +119,7 @@ class Instance:
         self.status = 'unstarted'
         self.reason = ''
         self.claimed = False
-        self.attempt = self.depth = 0
+        self.attempt = self.depth = self.made = 0
         self.parent: str | None = None
 
 
@@ -134,6 +136,8 @@ class Reference:
         self.events: dict[str, tuple[str, Json]] = {}
         self.cancelled = False
         self.queue: list[tuple[str, Json, str | None, str | None]] = []
+        #: The storage's time in milliseconds.
+        self.now = 0
 
     # ----------------------------------------------------------------- looking
 
@@ -185,19 +189,31 @@ class Reference:
             self.queue.append((FINALIZED, {}, None, None))
 
     def apply(self, trigger: str, kwargs: Json, cause: str | None, event: str | None) -> None:
+        if not self.history:
+            self.create_those_with_deadline()
         self.history.append((trigger, kwargs, cause, event))
         for name in sorted(self.tasks):
             task = self.tasks[name]
             if trigger not in task.triggers:
                 continue
-            waiting = [i for i in self.of(name) if i.status == 'unstarted']
+            keys = {leaf.key for leaf in task.leaves if leaf.trigger == trigger}
+            waiting = [
+                i for i in self.of(name) if i.status == 'unstarted' and keys - set(i.got)
+            ]
             lacking = [i for i in waiting if task.every not in i.got]
             for instance in waiting:
                 self.give(instance, task, trigger, kwargs, every=instance in lacking[:1])
             if not self.of(name) or (trigger == task.every and not lacking):
                 new = self.create(name, but=trigger)
                 self.give(new, task, trigger, kwargs, every=True)
-            self.judge_all(name)
+                waiting.append(new)
+            for instance in waiting:
+                self.judge(instance, task)
+
+    def create_those_with_deadline(self) -> None:
+        for name in sorted(self.tasks):
+            if self.tasks[name].within is not None and not self.of(name):
+                self.judge(self.create(name, but=None), self.tasks[name])
 
     def give(self, instance: Instance, task: Task, trigger: str, kwargs: Json, every: bool) -> None:
         before = set(instance.got)
@@ -226,6 +242,7 @@ class Reference:
 
     def create(self, name: str, but: str | None) -> Instance:
         instance = Instance(name, len(self.of(name)), {})
+        instance.made = self.now
         self.instances.append(instance)
         self.give_past(instance, self.tasks[name], but)
         return instance
@@ -242,21 +259,38 @@ class Reference:
     def judge_all(self, name: str) -> None:
         task = self.tasks[name]
         for instance in self.of(name):
-            if instance.status != 'unstarted':
-                continue
-            if self.cancelled or (task.unless and holds(task.unless, instance.got)):
-                self.abandon(instance, task)
-            elif holds(task.wanted, instance.got):
-                self.release(instance)
+            self.judge(instance, task)
+
+    def judge(self, instance: Instance, task: Task) -> None:
+        if instance.status != 'unstarted':
+            return
+        if self.is_overdue(instance, task):
+            self.abandon(instance, task, ':expired')
+        elif self.cancelled or (task.unless and holds(task.unless, instance.got)):
+            self.abandon(instance, task)
+        elif holds(task.wanted, instance.got):
+            self.release(instance)
+
+    def is_overdue(self, instance: Instance, task: Task) -> bool:
+        return task.within is not None and instance.made + task.within * 1000 <= self.now
+
+    def expire(self, instance: Instance) -> bool:
+        """The sweep looks at it."""
+        task = self.tasks.get(instance.task)
+        if task is None or instance.status != 'unstarted' or not self.is_overdue(instance, task):
+            return False
+        self.judge(instance, task)
+        self.settle()
+        return True
 
     def release(self, instance: Instance) -> None:
         instance.status = 'scheduled'
         self.released.append(instance.name)
 
-    def abandon(self, instance: Instance, task: Task) -> None:
+    def abandon(self, instance: Instance, task: Task, outcome: str = ':abandoned') -> None:
         instance.status = 'abandoned'
         missing = sorted({leaf.trigger for leaf in task.needed if leaf.key not in instance.got})
-        self.end(instance, ':abandoned', missing=missing, received=sorted(instance.got))
+        self.end(instance, outcome, missing=missing, received=sorted(instance.got))
 
     def end(self, instance: Instance, outcome: str, **facts: Any) -> None:
         kwargs = {'instance': instance.name, **facts} if outcome else facts
@@ -408,6 +442,8 @@ class Reference:
             if not self.of(name) and any(self.past(t) for t in task.triggers):
                 self.create(name, but=None)
             self.judge_all(name)
+        if self.history:
+            self.create_those_with_deadline()
         self.settle()
 
     def last_of(self, instance: Instance) -> bool:

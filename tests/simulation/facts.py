@@ -65,11 +65,16 @@ class FiringFact:
 
 @dataclass(slots=True)
 class Move:
-    """A change of a session, to be repeated by the reference."""
+    """A change of a session, to be repeated by the reference.
+
+    Attributes:
+        at: The session's time, in milliseconds, where it is a commit.
+    """
 
     actor: Actor
     rows: dict[str, tuple[Row | None, Row]]
     records: list[Record]
+    at: int = 0
 
 
 @dataclass(slots=True)

@@ -38,6 +38,7 @@ class _Repeating:
     def do(self) -> Any:
         """Return ``False`` if the rules do not allow it."""
         what = self.move.actor.what
+        self.reference.now = max(self.reference.now, self.move.at)
         if self.move.actor.kind == 'person' and what[0] != 'fire':
             return self._by_hand(*what)
         ended = [
@@ -48,7 +49,9 @@ class _Repeating:
         if ended:
             return self._outcome(*ended[0])
         if self.move.records:
-            trigger, kwargs, event, _ = self.move.records[0]
+            trigger, kwargs, event, cause = self.move.records[0]
+            if trigger.endswith(':expired') and cause is not None:
+                return self.reference.expire(self._instance(cause))
             return not self.reference.fire(trigger, kwargs, event)
         # Something that the rules know nothing of, such as metadata.
         return True

@@ -10,8 +10,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
+from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.step import LOST
 from celery_triggers.engine.transitions import BY_HAND, TRANSITIONS
 from celery_triggers.storages.document import Document
@@ -48,6 +50,11 @@ MOST_DELIVERIES = 4
 MOST_LATE = 4500
 
 ALIVE = ('scheduled', 'running')
+
+
+@lru_cache(maxsize=64)
+def _configuration(text: str) -> Configuration:
+    return Configuration.from_text(text)
 
 
 class Ledger:
@@ -115,12 +122,17 @@ class Ledger:
         if actor.kind == 'context':
             self._check_run(storage, commit)
         rows = {name: (before[name], row) for name, row in commit.rows.items()}
-        facts.moves.append(Move(actor, rows, records))
+        at = int(json.loads(commit.head)['t'])
+        facts.moves.append(Move(actor, rows, records, at))
         dues = self._dues(storage.uid)
         for name, (old, new) in rows.items():
             self._check_step(storage.uid, name, old, new)
             self._check_right(storage.uid, commit.incarnation, name, old, new)
             self._check_due(storage.uid, name, new, dues)
+            if old is not None and new.status == 'scheduled':
+                deadline = self.deadline_of(storage.uid, name, old)
+                if 0 < deadline <= at:
+                    self.broken('7 deadline', f'{name} was released {at - deadline} ms too late')
         if self.world.trace is not None:
             changes = [
                 f'{name} {old.status if old else "-"}->{new.status}/{new.attempt}'
@@ -356,8 +368,22 @@ class Ledger:
         if header and (header['task_id'], header['attempt']) != (old.task_id, old.attempt):
             self.broken('3 attempt', f'{name} attempt {old.attempt} was claimed by {header}')
 
+    def deadline_of(self, uid: str, name: str, row: Row) -> int:
+        """Return when a waiting instance expires, by the session's configuration; 0: never."""
+        if row.status != 'unstarted':
+            return 0
+        space = self.storage_class.space()
+        digest = json.loads(space.documents[uid].head)['c']
+        task = _configuration(space.configurations[digest]).get(name.rpartition('#')[0])
+        within = task.within if task is not None else None
+        return row.changed + int(within * 1000) if within is not None else 0
+
     def _check_due(self, uid: str, name: str, row: Row, dues: Mapping[str, int]) -> None:
         at = dues.get(name)
+        if self.deadline_of(uid, name, row):
+            if at is None:
+                self.broken('4 index', f'{name} has a deadline and no due date')
+            return
         if row.status not in ALIVE:
             if at is not None:
                 self.broken('4 index', f'{name} is {row.status} and has a due date')

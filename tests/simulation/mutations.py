@@ -12,7 +12,8 @@ from celery_triggers.change import Change
 from celery_triggers.controller import Release
 from celery_triggers.delivery import Delivery
 from celery_triggers.engine.draft import Draft
-from celery_triggers.engine.instances import AGAIN
+from celery_triggers.engine.firing_step import FiringStep
+from celery_triggers.engine.instances import AGAIN, Instance
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import Status
 from celery_triggers.manager import TriggerManager
@@ -197,6 +198,26 @@ def _confirming_anything(_: Any, write: Any) -> Any:
     return write
 
 
+def _without_dates(original: Any) -> Any:
+    def wait(self: FiringStep, task: Any, instance: Instance) -> None:
+        original(self, task, instance)
+        self.dues.pop(instance.name, None)
+
+    return wait
+
+
+def _not_looking_at_the_date(original: Any) -> Any:
+    def judge(self: FiringStep, task: Any, instance: Instance) -> None:
+        own = task.within
+        object.__setattr__(task, 'within', None)
+        try:
+            original(self, task, instance)
+        finally:
+            object.__setattr__(task, 'within', own)
+
+    return judge
+
+
 def _schedule_class() -> Any:
     return next(c for c in Step.__mro__ if '_schedule' in c.__dict__)
 
@@ -286,6 +307,14 @@ MUTATIONS = [
     Mutation(
         'release without due date', [(_schedule_class(), '_schedule', _no_dues)],
         ('4 index',), _focus(others=0.0),
+    ),
+    Mutation(
+        'deadline without due date', [(FiringStep, '_wait', _without_dates)],
+        ('4 index',), _focus(others=0.0),
+    ),
+    Mutation(
+        'release after the deadline', [(FiringStep, '_judge', _not_looking_at_the_date)],
+        ('7 deadline', '1 reference', '4 index'), _focus(others=0.0),
     ),
     Mutation(
         'event id not remembered',

@@ -198,7 +198,9 @@ class Simulation:
             for uid, document in self.documents().items()
             if uid != POISON
             for name, row in document.rows.items()
-            if row.status in ('scheduled', 'running') and not self.is_forsaken(uid, name, row)
+            if self.ledger.deadline_of(uid, name, row) or (
+                row.status in ('scheduled', 'running') and not self.is_forsaken(uid, name, row)
+            )
         ]
 
     def is_forsaken(self, uid: str, name: str, row: Any) -> bool:

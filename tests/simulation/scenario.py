@@ -26,6 +26,8 @@ TRIGGERS = ('a', 'b', 'c')
 #: What is fired and heard, some of it more often.
 OFTEN = ('a', 'b', 'a', 'b', 'c')
 
+ENDS = (':failed', ':abandoned', ':revoked', ':expired')
+
 KINDS = ('late', 'early', 'late', 'replaying', 'plain')
 
 #: What a person's operation may raise when something else came first.
@@ -111,7 +113,7 @@ def _make_task(world: World, name: str, kinds: Sequence[str]) -> SimulatedTask:
 def _directives(world: World, earlier: list[str]) -> dict[str, Any]:
     choices = world.choices
     heard = [*earlier[-1:], *OFTEN]
-    ends = [f'{task}{end}' for task in earlier for end in (':failed', ':abandoned', ':revoked')]
+    ends = [f'{task}{end}' for task in earlier for end in ENDS]
     first = heard[choices.draw(len(heard))]
     found: dict[str, Any] = {'after': [first]}
     others = [name for name in (*heard, *earlier) if name != first]
@@ -129,6 +131,8 @@ def _directives(world: World, earlier: list[str]) -> dict[str, Any]:
         found['unless'] = [candidates[choices.draw(len(candidates))]]
     if ends and choices.rarely(0.15):
         found.setdefault('after', []).append(ends[choices.draw(len(ends))])
+    if choices.rarely(0.25):
+        found['within'] = world.pick(2, 0.3, 8)
     return found
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -169,12 +170,13 @@ def test_a_decorator_refuses_at_once_what_it_can(app: Any) -> None:
         app.trigger_task(and_every='a', aftr=['b'])
 
 
-def test_a_deadline_is_refused_and_not_ignored(app: Any) -> None:
-    @app.trigger_task(after=['a'], within=60)
+def test_a_deadline_stands_in_the_decorator(app: Any) -> None:
+    @app.trigger_task(after=['a', 'b'], within=60)
     def late(context: Any) -> None: ...
 
-    with pytest.raises(InvalidConfiguration, match='deadlines are not supported'):
-        app.triggers.fire('x', 'a')
+    firing = app.triggers.fire('x', 'a')
+    [instance] = app.triggers.session('x').storage
+    assert instance.deadline == firing.at + timedelta(seconds=60)
 
 
 def test_celery_options_are_passed_on(app: Any) -> None:
