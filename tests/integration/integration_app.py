@@ -128,6 +128,7 @@ def create(*, broker: str, redis_url: str, name: str, **settings: Any) -> celery
     _declare_control(app)
     _declare_outages(app)
     _declare_leases(app)
+    _declare_deadlines(app)
     _declare_replacements(app)
     _declare_kinds(app)
     _declare_context(app)
@@ -252,6 +253,18 @@ def _declare_failures(app: Any) -> None:
         note(context.uid, 'sibling')
 
     workflow.configure({'t_ghost': {'after': ['t_first'], 'run': 'integration.ghost'}})
+
+
+def _declare_deadlines(app: Any) -> None:
+    """A task that waits for what never comes, and one that takes its place."""
+    workflow = app.triggers.workflow('deadlines:')
+
+    @workflow.trigger_task(after=['begun', 'never'], within=1)
+    def patient(context: Any) -> None: ...
+
+    @workflow.trigger_task(after=['t_patient:expired'])
+    def makeshift(context: Any) -> Any:
+        return context['t_patient:expired']['missing']
 
 
 def _declare_leases(app: Any) -> None:

@@ -45,6 +45,16 @@ def test_a_task_that_outlives_its_lease_runs_once(any_pool):
     assert found['t_lingers#0'].record.lost == []
 
 
+def test_what_waits_too_long_expires(any_pool):
+    uid = any_pool.fire('deadlines', 'begun')
+    found = any_pool.settled(uid, count=2)
+    assert {n: str(i.status) for n, i in found.items()} == {
+        't_makeshift#0': 'finished', 't_patient#0': 'abandoned',
+    }
+    assert found['t_makeshift#0'].result == ['never']
+    assert any_pool.fired(uid) == ['begun', 't_patient:expired', 't_makeshift']
+
+
 def test_a_long_retry_waits_in_the_storage(any_pool):
     queue = f'{any_pool.name}-other'
     uid = any_pool.fire('leases', 'retry later', {'countdown': 2.5, 'queue': queue})
