@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from celery import _state
@@ -92,9 +93,13 @@ class Triggers:
         trigger_kwargs: Mapping[str, Any] | None = None,
         *,
         event_id: str | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
     ) -> Firing:
         """Fire a trigger into a session: see :meth:`.TriggerManager.fire`."""
-        return self.session(uid).fire(trigger_name, trigger_kwargs, event_id=event_id)
+        return self.session(uid).fire(
+            trigger_name, trigger_kwargs, event_id=event_id, countdown=countdown, eta=eta
+        )
 
     async def afire(self, *args: Any, **kwargs: Any) -> Firing:
         """As :meth:`fire`, awaited: the call runs in a thread."""
@@ -131,10 +136,9 @@ class Triggers:
         uid: str,
         trigger_name: str,
         trigger_kwargs: Mapping[str, Any] | None = None,
-        *,
-        event_id: str | None = None,
+        **options: Any,
     ) -> ReadyFiring:
-        return self.session(uid).ready(trigger_name, trigger_kwargs, event_id=event_id)
+        return self.session(uid).ready(trigger_name, trigger_kwargs, **options)
 
     # ---------------------------------------------------------------- sessions
 

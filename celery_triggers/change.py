@@ -143,6 +143,8 @@ class Change(Generic[T]):
             )
             if step.records:
                 record.heard_by = step.records[0].heard_by
+            if self.event_id in step.session.delayed:
+                record.due = step.session.delayed[self.event_id].due
             if not step.changed:
                 return self._outcome(record, snapshot, value=value)
             step.remember(self.event_id, record)

@@ -184,6 +184,28 @@ class Controller:
         self.follow_up(outcome)
         return outcome
 
+    def cancel_firing(self, event_id: str) -> bool:
+        """Take back a delayed firing; tell whether it had not been applied yet.
+
+        Its event id stays taken: a repeat does nothing.
+
+        Raises:
+            StorageUnavailable: The storage did not answer; calling again is safe.
+        """
+        found = self.storage.read(Plan(delayed=frozenset({event_id}))).session
+        delayed = found.delayed.get(event_id)
+        if delayed is None:
+            return False
+        incarnation = found.head.incarnation
+
+        def decide(step: Step) -> bool:
+            same = step.session.head.incarnation == incarnation
+            return same and step.cancel_delayed(event_id)
+
+        outcome = self.change(plans.delayed_firing(event_id, delayed.trigger), decide)
+        # Without a value this very change was found to have been made.
+        return outcome.value is not False
+
     def follow_up(self, outcome: Outcome[T]) -> None:
         """Send what a change released and call the hooks, unless an earlier call did so."""
         follow_up_all([(self, outcome)])

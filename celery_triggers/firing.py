@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -31,7 +31,8 @@ class Firing:
         created, released, abandoned: Names of instances, its consequences included.
         duplicate: Whether an earlier firing with this event id had been applied; the
             other fields then tell what that one did.
-        pending: Whether it is still to be applied.
+        pending: Whether it is still to be applied; what it led to is not known then.
+        due: When it is applied, for one that is pending.
     """
 
     uid: str
@@ -46,6 +47,17 @@ class Firing:
     duplicate: bool = False
     pending: bool = False
     due: datetime | None = None
+    _manager: Controller | None = field(default=None, repr=False, compare=False)
+
+    def cancel(self) -> bool:
+        """Take back a firing that is pending; tell whether that was in time.
+
+        Its event id stays taken. One that was applied cannot be taken back.
+
+        Raises:
+            StorageUnavailable: The storage did not answer; calling again is safe.
+        """
+        return self._manager is not None and self._manager.cancel_firing(self.event_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +105,9 @@ class ReadyFiring:
             record.released,
             record.abandoned,
             outcome.duplicate,
+            bool(record.due),
+            moment(record.due) if record.due else None,
+            self.manager if record.due else None,
         )
 
 

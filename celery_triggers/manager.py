@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from celery_triggers.controller import Release
 from celery_triggers.engine import plans
-from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.configuration import MOST_SECONDS, Configuration, TaskConfig
 from celery_triggers.engine.explain import Explanation, explain
 from celery_triggers.engine.names import SESSION_FINALIZED, check_trigger, plain, problem_with
 from celery_triggers.engine.step import Step
@@ -56,6 +57,8 @@ class TriggerManager(Operations):
         trigger_kwargs: Mapping[str, Any] | None = None,
         *,
         event_id: str | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
     ) -> Firing:
         """Fire a trigger: apply it whole, then send what it released.
 
@@ -64,6 +67,9 @@ class TriggerManager(Operations):
             trigger_kwargs: A mapping that ``triggers_serializer`` can take.
             event_id: The application's id for this event; the same id in the same
                 session is applied once, and a repeat answers what the first one did.
+            countdown: In how many seconds it is to be applied. It is accepted now, which
+                takes the event id, and stored until then; see :meth:`.Firing.cancel`.
+            eta: The same as an aware datetime.
 
         Raises:
             InvalidFiring: The input was refused; nothing changed.
@@ -71,7 +77,9 @@ class TriggerManager(Operations):
             StorageUnavailable: The storage did not answer; repeating the call with the
                 error's ``event_id`` is safe.
         """
-        return self.ready(trigger_name, trigger_kwargs, event_id=event_id).make()
+        return self.ready(
+            trigger_name, trigger_kwargs, event_id=event_id, countdown=countdown, eta=eta
+        ).make()
 
     def ready(
         self,
@@ -79,6 +87,8 @@ class TriggerManager(Operations):
         trigger_kwargs: Mapping[str, Any] | None = None,
         *,
         event_id: str | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
         run: Run | None = None,
     ) -> ReadyFiring:
         """Check a firing, with the arguments of :meth:`fire`, and change nothing yet.
@@ -89,6 +99,10 @@ class TriggerManager(Operations):
         trigger = check_trigger(self.uid, trigger_name)
         kwargs = self.checked_kwargs(trigger, trigger_kwargs)
         event_id = self._checked_event_id(trigger, event_id)
+        due_at = self._checked_delay(trigger, countdown, eta)
+        if due_at is not None and event_id is None:
+            # It has to be known until it is applied, however long that takes.
+            event_id = secrets.token_hex(12)
         self._check_runner()
 
         def decide(step: Step) -> None:
@@ -101,7 +115,11 @@ class TriggerManager(Operations):
                 )
             if not step.session.configuration.listeners(trigger):
                 self._unheard(step.session.configuration, trigger)
-            step.fire(trigger, kwargs, event_id=event_id, depth=depth)
+            due = due_at(step.now) if due_at is not None else 0
+            if event_id is not None and due > step.now:
+                step.delay(event_id, trigger, kwargs, due)
+            else:
+                step.fire(trigger, kwargs, event_id=event_id, depth=depth)
 
         planner = plans.firing(trigger) if run is None else plans.firing_of(run.instance, trigger)
         change = self.prepare(planner, decide, event_id=event_id, identity=(trigger, kwargs))
@@ -169,6 +187,26 @@ class TriggerManager(Operations):
                 f'an event id {problem}: {event_id!r}', uid=self.uid, trigger=trigger
             )
         return plain(event_id)
+
+    def _checked_delay(
+        self, trigger: str, countdown: Any, eta: Any
+    ) -> Callable[[int], int] | None:
+        """Return what tells when a firing is due, given the storage's time."""
+        problem = None
+        if countdown is not None and eta is not None:
+            problem = 'has a countdown or an eta, not both'
+        elif countdown is not None:
+            number = isinstance(countdown, (int, float)) and not isinstance(countdown, bool)
+            if number and countdown <= MOST_SECONDS:
+                return lambda now: now + int(countdown * 1000)
+            problem = f'has a countdown of seconds up to {MOST_SECONDS:.0e}, not {countdown!r}'
+        elif eta is not None:
+            if isinstance(eta, datetime) and eta.utcoffset() is not None:
+                return lambda _: int(eta.timestamp() * 1000)
+            problem = f'has an aware datetime as its eta, not {eta!r}'
+        if problem is not None:
+            raise InvalidFiring(f'a firing {problem}', uid=self.uid, trigger=trigger)
+        return None
 
     def _check_runner(self) -> None:
         runner = self.default_task_runner_name or self.storage.settings.runner

@@ -10,29 +10,24 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
-from celery_triggers.controller import MOST_DOUBLINGS
-from celery_triggers.delivery import Delivery, exception_facts, lost_worker
 from celery_triggers.engine import plans
-from celery_triggers.engine.instances import HANDED_OVER, Instance
-from celery_triggers.engine.session import Plan, Session
+from celery_triggers.engine.names import event_of_delayed
+from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step
-from celery_triggers.engine.transitions import WITH_DUE_DATE, Status
-from celery_triggers.exceptions import ClaimLost, StorageUnavailable
+from celery_triggers.engine.transitions import WITH_DUE_DATE
+from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import TriggerManager
+from celery_triggers.overdue_instance import OverdueInstance
 from celery_triggers.registry import trigger_managers
 from celery_triggers.storages.base import StorageBackend
-from celery_triggers.storages.records import Due, StorageTime, Taken, Write
+from celery_triggers.storages.records import Due, Taken, Write
 from celery_triggers.storages.view import moment
-from celery_triggers.wiring import Application, StoredOutcome
+from celery_triggers.wiring import Application
 
 __all__ = ['Sweep', 'SweepReport']
 
 logger = logging.getLogger(__name__)
-
-#: Failures that say that a run was lost, not how it ended.
-_OF_LOST_RUNS = frozenset({'WorkerLostError', ClaimLost.__name__})
 
 #: How many due dates one pass takes.
 MOST_AT_ONCE = 1000
@@ -51,6 +46,7 @@ class SweepReport:
         replayed: Instances of lost workers that others took the place of.
         failed: Instances that failed: their workers were lost, or no worker took them.
         expired: Instances whose deadlines had passed.
+        fired: Delayed firings whose time had come.
         spared: Instances whose leases were extended, since nobody could have renewed them.
         postponed: Those for which it was not time yet after all.
         deleted: Sessions that had expired.
@@ -67,6 +63,7 @@ class SweepReport:
     replayed: int = 0
     failed: int = 0
     expired: int = 0
+    fired: int = 0
     spared: int = 0
     postponed: int = 0
     deleted: int = 0
@@ -134,8 +131,7 @@ class Sweep:
         try:
             storage = self.storage(due.uid, self.url, application=self.application)
             manager: TriggerManager = trigger_managers.get('default', storage)
-            overdue: _Overdue = _OfInstance(manager, due) if due.name else _OfSession(manager)
-            what = overdue.see_to()
+            what = _overdue(manager, due).see_to()
         except StorageUnavailable as exc:
             logger.warning('the sweep stops, what is due comes again: %s', exc)
             self.report.errors += 1
@@ -148,218 +144,46 @@ class Sweep:
         return True
 
 
-class _Overdue:
-    """What is done about something overdue."""
+def _overdue(manager: TriggerManager, due: Due) -> OverdueInstance | OverdueFiring | OldSession:
+    event_id = event_of_delayed(due.name)
+    if event_id is not None:
+        return OverdueFiring(manager, due.name, event_id)
+    return OverdueInstance(manager, due) if due.name else OldSession(manager)
 
-    def see_to(self) -> str:
-        """Do it; return the report's word for what was done."""
-        raise NotImplementedError
 
+class OverdueFiring:
+    """What is done about a delayed firing whose time has come."""
 
-class _OfInstance(_Overdue):
-    """What is done about one overdue instance; methods return the report's word for it."""
-
-    def __init__(self, manager: TriggerManager, due: Due):
+    def __init__(self, manager: TriggerManager, name: str, event_id: str):
         self.manager = manager
-        self.due = due
-        self.settings = manager.storage.settings
-        self.application = manager.storage.application
+        self.name = name
+        self.event_id = event_id
 
     def see_to(self) -> str:
-        found = self.manager.storage.read(Plan(instances=frozenset({self.due.name})))
-        self.now, self.session = found.now, found.session
-        instance = self.session.instance(self.due.name)
-        if instance is None:
-            return self._forget(self.session, None)
-        self.instance = instance
-        if instance.status is Status.SCHEDULED:
-            return self._scheduled()
-        if instance.status is Status.RUNNING:
-            return self._running()
-        if instance.status is Status.UNSTARTED:
-            return self._unstarted()
-        return self._forget(self.session, instance)
-
-    # --------------------------------------------------------------- unstarted
-
-    def _unstarted(self) -> str:
-        deadline = self.instance.deadline(self.session.configuration.get(self.instance.task))
-        if not deadline:
-            return self._forget(self.session, self.instance)
-        if deadline > self.now:
-            return self._postpone(deadline)
+        """Apply it; return the report's word for what was done."""
+        storage = self.manager.storage
+        found = storage.read(Plan(delayed=frozenset({self.event_id}))).session
+        delayed, incarnation = found.delayed.get(self.event_id), found.head.incarnation
+        if delayed is None:
+            storage.write(Write(self.name, incarnation, [], {}, due=0))
+            return 'postponed'
 
         def decide(step: Step) -> str:
-            instance = self._same(step)
-            return 'expired' if instance is not None and step.expire(instance) else 'postponed'
-
-        outcome = self.manager.change(plans.outcome(self.instance.name), decide)
-        # Without a value this very change was found to have been made.
-        return outcome.value or 'expired'
-
-    # --------------------------------------------------------------- scheduled
-
-    def _scheduled(self) -> str:
-        instance = self.instance
-        if instance.eta > self.now + self.settings.limits.dispatch_grace:
-            return self._postpone(instance.eta)
-        config = self.session.configuration.get(instance.task)
-        if config is None:
-            return self._fail('cannot be dispatched', 'the session no longer has its trigger task')
-        claims = self.application.makes_claims(instance.message.get('task', config.run))
-        if instance.sends and not claims:
-            # Sent again it might run twice. Whoever does not know the task leaves it to others.
-            return self._repair() or self._postpone(self._later() if claims is False else None)
-        if instance.sends >= self.settings.max_deliveries:
-            return self._fail(
-                'not delivered',
-                f'no worker claimed it though its message was sent {instance.sends} times',
-            )
-        wrapped = self.manager.storage.wrap(self.session, instance)
-        head = self.session.head
-        serving = self.manager._serving(head.manager)
-        sent = serving.dispatch([wrapped], head.incarnation, self.now)
-        return 'sent' if sent else 'unsent'
-
-    def _later(self) -> int:
-        return self.now + int(self.settings.redeliver_after * 1000)
-
-    # ----------------------------------------------------------------- running
-
-    def _running(self) -> str:
-        instance = self.instance
-        if instance.lease > self.now:
-            return self._postpone(instance.lease)
-        if not self.due.calm and not instance.spared:
-            return self._spare()
-        repaired = self._repair()
-        if repaired is None and instance.loss.startswith(HANDED_OVER):
-            return self._wait_for_replacement()
-        return repaired or self._lose()
-
-    def _wait_for_replacement(self) -> str:
-        """Wait longer each time for a task that took another's place, and is in some queue."""
-        instance = self.instance
-        if instance.sends >= self.settings.max_deliveries:
-            return self._lose()
-        seconds = self.settings.redeliver_after * 2 ** min(instance.sends, MOST_DOUBLINGS)
-        lease = StorageTime(int(seconds * 1000))
-        self._write({'lease': lease, 'sends': instance.sends + 1}, due=lease)
-        return 'postponed'
-
-    def _spare(self) -> str:
-        """Extend the lease once: while everything was down nobody could renew it."""
-        lease = StorageTime(int(self.settings.lease * 1000))
-        self._write({'lease': lease, 'spared': 1}, due=lease)
-        return 'spared'
-
-    def _lose(self) -> str:
-        """Take the instance back from a worker that did not renew its lease."""
-        token = self.instance.token
-        message = 'the worker that ran it did not renew its lease'
-
-        def decide(step: Step) -> str:
-            instance = self._same(step)
-            # Its worker may have been heard of just now.
-            if instance is None or instance.token != token or instance.lease > step.now:
+            if step.session.head.incarnation != incarnation:
                 return 'postponed'
-            step.lose(instance, lost_worker(message))
-            return {
-                Status.SCHEDULED: 'again', Status.REPLAYED: 'replayed',
-            }.get(instance.status, 'failed')
+            if step.fire_delayed(self.event_id):
+                return 'fired'
+            again = step.session.delayed_firing(self.event_id)
+            if again is not None:
+                # A clock was set back: its date is what it was.
+                step.delay(self.event_id, again.trigger, again.kwargs, again.due)
+            return 'postponed'
 
-        outcome = self.manager.change(plans.outcome(self.instance.name), decide)
-        what = outcome.value or 'postponed'
-        if what != 'postponed':
-            logger.warning(
-                '%s of session %r: %s; %s', self.instance.name, self.manager.uid, message,
-                {'again': 'it is run again', 'replayed': 'it is replayed'}.get(what, 'it fails'),
-            )
-        return what
-
-    def _same(self, step: Step) -> Instance | None:
-        """Return the instance if it is still the one that was due."""
-        instance = step.session.instance(self.instance.name)
-        if (
-            instance is None
-            or step.session.head.incarnation != self.session.head.incarnation
-            or (instance.status, instance.task_id, instance.attempt)
-            != (self.instance.status, self.instance.task_id, self.instance.attempt)
-        ):
-            return None
-        return instance
-
-    # ----------------------------------------------------------------- helpers
-
-    def _repair(self) -> str | None:
-        """Take the outcome from the result backend, if it has one that counts."""
-        stored = self.application.stored_outcome(self.instance.task_id)
-        if stored is None:
-            return None
-        delivery = self._delivery()
-        if stored.state == 'SUCCESS':
-            return 'repaired' if delivery.finish(stored.result) else None
-        if not self._is_newer(stored):
-            return None
-        if stored.state == 'REVOKED':
-            return 'repaired' if delivery.revoke('revoked') else None
-        facts = exception_facts(stored.result)
-        if facts['type'] in _OF_LOST_RUNS:
-            return None
-        return 'repaired' if delivery.fail('raised', facts) else None
-
-    def _is_newer(self, stored: StoredOutcome) -> bool:
-        """Tell whether a failure is that of the present claim, not of an earlier run."""
-        since = self.instance.claimed or self.instance.changed
-        return stored.at is not None and stored.at >= since
-
-    def _fail(self, reason: str, message: str) -> str:
-        facts = {**exception_facts(None), 'message': message}
-        return 'failed' if self._delivery().fail(reason, facts) else 'postponed'
-
-    def _delivery(self) -> Delivery:
-        wrapped = self.manager.storage.wrap(self.session, self.instance)
-        header = self.manager._serving(self.session.head.manager).header(
-            wrapped, self.session.head.incarnation
-        )
-        return Delivery(self.manager, header, self.instance.token, by_sweep=True)
-
-    def _postpone(self, at: int | None) -> str:
-        """Move the due date to what it should be; ``None`` leaves it where the sweep put it."""
-        if at is not None:
-            self._write({}, due=at)
-        return 'postponed'
-
-    def _write(self, changes: dict[str, Any], due: int | StorageTime) -> None:
-        instance = self.instance
-        self.manager.storage.write(
-            Write(
-                instance.name,
-                self.session.head.incarnation,
-                guards=[
-                    {
-                        'status': instance.status.value,
-                        'task_id': instance.task_id,
-                        'attempt': instance.attempt,
-                        'token': instance.token,
-                        'lease': instance.lease,
-                    }
-                ],
-                changes=changes,
-                due=due,
-            )
-        )
-
-    def _forget(self, session: Session, instance: Instance | None) -> str:
-        """Remove a date that is left over."""
-        guards = [{'rev': instance.rev}] if instance is not None else []
-        self.manager.storage.write(
-            Write(self.due.name, session.head.incarnation, guards, {}, due=0)
-        )
-        return 'postponed'
+        planner = plans.delayed_firing(self.event_id, delayed.trigger)
+        return self.manager.change(planner, decide).value or 'fired'
 
 
-class _OfSession(_Overdue):
+class OldSession:
     """What is done about a session whose time is over."""
 
     def __init__(self, manager: TriggerManager):
@@ -367,6 +191,7 @@ class _OfSession(_Overdue):
         self.storage = manager.storage
 
     def see_to(self) -> str:
+        """Delete it; return the report's word for what was done."""
         found = self.storage.read(Plan(whole=True))
         expires = self.storage.settings.session_expires
         if not found.exists or expires is None:
@@ -380,7 +205,7 @@ class _OfSession(_Overdue):
             or instance.deadline(configuration.get(instance.task))
             for instance in found.session.instances.values()
         )
-        if over and not any(alive):
+        if over and not found.session.delayed and not any(alive):
             return 'deleted' if self.storage.delete(found.slice.version) else 'postponed'
         self.manager.change(plans.head_alone, _renew)
         return 'postponed'

@@ -24,6 +24,7 @@ class Draft:
         waits_added, waits_removed: Changes of the index, ``(trigger, instance)``.
         new_configuration: What the session is to have from now on, if that changes.
         dues: Due dates to be set, by instance; 0: it has none any more.
+        delayed: The event ids of delayed firings that came or went.
     """
 
     def __init__(self, session: Session, now: int):
@@ -37,6 +38,7 @@ class Draft:
         self.waits_removed: set[tuple[str, str]] = set()
         self.new_configuration: Configuration | None = None
         self.dues: dict[str, int] = {}
+        self.delayed: set[str] = set()
 
     # --------------------------------------------------------------- instances
 

@@ -18,8 +18,8 @@ from celery_triggers.engine.filters import matches
 from celery_triggers.engine.finalizing import is_settled
 from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.limits import Limits
-from celery_triggers.engine.names import SESSION_FINALIZED, outcome_trigger
-from celery_triggers.engine.session import EventRecord, FiringRecord, Latest, Session
+from celery_triggers.engine.names import SESSION_FINALIZED, delayed_name, outcome_trigger
+from celery_triggers.engine.session import Delayed, EventRecord, FiringRecord, Latest, Session
 from celery_triggers.engine.transitions import Event, Status
 
 #: The key of an instance's metadata which says that a loop was stopped at it.
@@ -88,6 +88,41 @@ class FiringStep(Draft):
         """
         self._enqueue(FiringRecord(0, trigger, kwargs, self.now, event_id, depth=depth))
         self.settle()
+
+    def delay(self, event_id: str, trigger: str, kwargs: dict[str, Any], due: int) -> None:
+        """Accept a firing that is to be applied later."""
+        self.session.delayed[event_id] = Delayed(trigger, kwargs, due)
+        self.dues[delayed_name(event_id)] = due
+        self.delayed.add(event_id)
+        self.changed = True
+
+    def fire_delayed(self, event_id: str) -> bool:
+        """Apply a delayed firing if its time has come; tell whether it has."""
+        firing = self.session.delayed_firing(event_id)
+        if firing is None or firing.due > self.now:
+            return False
+        record = self._drop_delayed(event_id)
+        record.at = self.now
+        self.fire(firing.trigger, firing.kwargs, event_id=event_id)
+        record.heard_by = self.records[0].heard_by
+        self.remember(event_id, record)
+        return True
+
+    def cancel_delayed(self, event_id: str) -> bool:
+        """Take back a delayed firing; tell whether there was one. Its id stays taken."""
+        if self.session.delayed_firing(event_id) is None:
+            return False
+        self.remember(event_id, self._drop_delayed(event_id))
+        self.changed = True
+        return True
+
+    def _drop_delayed(self, event_id: str) -> EventRecord:
+        del self.session.delayed[event_id]
+        self.dues[delayed_name(event_id)] = 0
+        self.delayed.add(event_id)
+        record = self.session.events[event_id]
+        record.due = 0
+        return record
 
     def settle(self) -> None:
         """Apply what is queued until nothing is left, then finalize if it is time."""

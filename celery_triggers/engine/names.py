@@ -73,6 +73,16 @@ def check_trigger(uid: str, trigger: Any) -> str:
     return plain(trigger)
 
 
+def delayed_name(event_id: str) -> str:
+    """Return the name under which a delayed firing is due; no instance has such a one."""
+    return f'{event_id}~'
+
+
+def event_of_delayed(name: str) -> str | None:
+    """Return the event id of a delayed firing, given the name under which it is due."""
+    return name[:-1] if name.endswith('~') else None
+
+
 def instance_name(task: str, number: int) -> str:
     """Return the name of a task's instance: ``t_ship#0``."""
     return f'{task}#{number}'

@@ -36,6 +36,13 @@ def firing_of(instance: str, trigger: str) -> Planner:
     return lambda configuration, finalizing: planner(configuration, finalizing) | own
 
 
+def delayed_firing(event_id: str, trigger: str) -> Planner:
+    """Plan for applying a delayed firing, or taking it back."""
+    planner = firing(trigger)
+    own = Plan(delayed=frozenset({event_id}))
+    return lambda configuration, finalizing: planner(configuration, finalizing) | own
+
+
 def record_of(instance: str) -> Planner:
     """Plan for a change of one instance that leads to nothing else."""
     return lambda *_: Plan(instances=frozenset({instance}))

@@ -103,6 +103,7 @@ class EventRecord:
     Attributes:
         digest: Of what was asked for, to tell a repeat from a conflict.
         lasting: Whether the id lives as long as the session; a made-up one does not.
+        due: When it is to be applied, in milliseconds, as long as it is not.
         call: Identifies the call that did it: a call whose commit got no answer finds its
             own record, which is no duplicate.
     """
@@ -112,10 +113,24 @@ class EventRecord:
     at: int
     lasting: bool
     call: str = ''
+    due: int = 0
     heard_by: list[str] = field(default_factory=list)
     created: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     abandoned: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Delayed:
+    """A firing that is to be applied later.
+
+    Attributes:
+        due: When, in milliseconds of the storage's clock.
+    """
+
+    trigger: str
+    kwargs: dict[str, Any]
+    due: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +143,7 @@ class Plan:
         tasks: Trigger tasks whose counts are wanted.
         instances: Instances that are wanted by name.
         events: Event ids to look for.
+        delayed: Event ids whose delayed firings are wanted, with what is known of the ids.
         whole: Everything; the other fields do not matter then.
     """
 
@@ -136,6 +152,7 @@ class Plan:
     tasks: frozenset[str] = frozenset()
     instances: frozenset[str] = frozenset()
     events: frozenset[str] = frozenset()
+    delayed: frozenset[str] = frozenset()
     whole: bool = False
 
     def __or__(self, other: Plan) -> Plan:
@@ -145,6 +162,7 @@ class Plan:
             self.tasks | other.tasks,
             self.instances | other.instances,
             self.events | other.events,
+            self.delayed | other.delayed,
             self.whole or other.whole,
         )
 
@@ -174,6 +192,7 @@ class Session:
     instances: dict[str, Instance] = field(default_factory=dict)
     waiting: dict[str, set[str]] = field(default_factory=dict)
     events: dict[str, EventRecord] = field(default_factory=dict)
+    delayed: dict[str, Delayed] = field(default_factory=dict)
     history: list[FiringRecord] = field(default_factory=list)
 
     def latest_of(self, trigger: str) -> Latest | None:
@@ -194,6 +213,11 @@ class Session:
         if not self.plan.whole and name not in self.plan.instances and name not in self.instances:
             raise NotLoaded(Plan(instances=frozenset({name})))
         return self.instances.get(name)
+
+    def delayed_firing(self, event_id: str) -> Delayed | None:
+        if not self.plan.whole and event_id not in self.plan.delayed:
+            raise NotLoaded(Plan(delayed=frozenset({event_id})))
+        return self.delayed.get(event_id)
 
     def waiting_for(self, trigger: str, task: TaskConfig) -> list[Instance]:
         """Return the task's instances that a firing of ``trigger`` can reach, by number."""

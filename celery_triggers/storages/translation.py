@@ -11,6 +11,7 @@ from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.names import split_instance_name
 from celery_triggers.engine.session import (
     Counts,
+    Delayed,
     EventRecord,
     FiringRecord,
     Head,
@@ -64,7 +65,8 @@ def to_request(plan: Plan, passing: str = '') -> Request:
         entries=[
             *(f't:{task}' for task in plan.tasks),
             *(f'l:{trigger}' for trigger in plan.latest),
-            *(f'e:{event}' for event in plan.events),
+            *(f'e:{event}' for event in plan.events | plan.delayed),
+            *(f'd:{event}' for event in plan.delayed),
         ],
         names=list(plan.instances),
         triggers=list(plan.waiting),
@@ -165,6 +167,8 @@ def to_session(
             session.counts[name] = Counts(*map(int, text.split(',')))
         elif kind == 'l':
             session.latest[name] = _latest_from_text(text, codec)
+        elif kind == 'd':
+            session.delayed[name] = Delayed(*codec.loads(text))
         elif kind == 'h':
             session.history.append(FiringRecord(int(name), *codec.loads(text)))
         else:
@@ -195,7 +199,10 @@ def to_commit(step: Step, found: Slice, version: str, codec: Codec, history: int
         incarnation=session.head.incarnation,
         head=head_to_text(session.head),
         puts=_changed_entries(step, lasting, codec, history),
-        drops=_outdated_history(step, history),
+        drops=[
+            *_outdated_history(step, history),
+            *(f'd:{event}' for event in step.delayed if event not in session.delayed),
+        ],
         rows={name: instance_to_row(i, codec) for name, i in step.touched.items()},
         waits_added=sorted(step.waits_added),
         waits_removed=sorted(step.waits_removed),
@@ -219,6 +226,9 @@ def _changed_entries(
         puts[f't:{task}'] = f'{counts.total},{counts.unresolved},{counts.unstarted}'
     for trigger in step.fired:
         puts[f'l:{trigger}'] = _latest_to_text(session.latest[trigger], codec)
+    for event in step.delayed.intersection(session.delayed):
+        delayed = session.delayed[event]
+        puts[f'd:{event}'] = codec.dumps([delayed.trigger, delayed.kwargs, delayed.due])
     for event, record in events.items():
         puts[f'e:{event}'] = _event_to_text(record)
     for firing in step.records[-history:] if history else ():

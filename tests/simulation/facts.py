@@ -52,6 +52,8 @@ class FiringFact:
 
     Attributes:
         answered: Whether it returned, so that the caller relies on it.
+        delay: In how many seconds it is to be applied.
+        taken_back: Whether it was taken back before; ``None`` if nobody knows.
         asked: The event ids under which it was asked for.
     """
 
@@ -60,6 +62,8 @@ class FiringFact:
     kwargs: dict[str, Any]
     event_id: str | None
     answered: bool = False
+    delay: float = 0
+    taken_back: bool | None = False
     asked: set[str | None] = field(default_factory=set)
 
 
@@ -89,3 +93,5 @@ class SessionFacts:
     causes: Counter[tuple[str, str]] = field(default_factory=Counter)
     records: list[Record] = field(default_factory=list)
     deleted: bool = False
+    delayed: dict[str, int] = field(default_factory=dict)
+    taken_back: set[str | None] = field(default_factory=set)

@@ -111,6 +111,8 @@ class Ledger:
         """Look at a commit that was applied."""
         facts = self._facts(storage.uid, commit.incarnation)
         records = self._records(commit)
+        clock = int(json.loads(commit.head)['t'])
+        self._check_delayed(facts, commit, {record[2] for record in records}, clock)
         for trigger, _, event, cause in records:
             if event is not None:
                 facts.events[event] += 1
@@ -122,8 +124,7 @@ class Ledger:
         if actor.kind == 'context':
             self._check_run(storage, commit)
         rows = {name: (before[name], row) for name, row in commit.rows.items()}
-        at = int(json.loads(commit.head)['t'])
-        facts.moves.append(Move(actor, rows, records, at))
+        facts.moves.append(Move(actor, rows, records, clock))
         dues = self._dues(storage.uid)
         for name, (old, new) in rows.items():
             self._check_step(storage.uid, name, old, new)
@@ -131,8 +132,9 @@ class Ledger:
             self._check_due(storage.uid, name, new, dues)
             if old is not None and new.status == 'scheduled':
                 deadline = self.deadline_of(storage.uid, name, old)
-                if 0 < deadline <= at:
-                    self.broken('7 deadline', f'{name} was released {at - deadline} ms too late')
+                if 0 < deadline <= clock:
+                    late = clock - deadline
+                    self.broken('7 deadline', f'{name} was released {late} ms too late')
         if self.world.trace is not None:
             changes = [
                 f'{name} {old.status if old else "-"}->{new.status}/{new.attempt}'
@@ -142,6 +144,22 @@ class Ledger:
                 f'committed {storage.uid} [{actor.kind} {_short(actor.what)}] '
                 f'{", ".join(changes)} fired {[record[0] for record in records]}'
             )
+
+    def _check_delayed(
+        self, facts: SessionFacts, commit: Commit, fired: set[str | None], clock: int
+    ) -> None:
+        """Look at firings that are put off, that come, and that are taken back."""
+        for key, text in commit.puts.items():
+            if key.startswith('d:'):
+                facts.delayed[key[2:]] = json.loads(text)[2]
+                self.world.happened['firing delayed'] += 1
+        for event in fired & facts.delayed.keys():
+            if facts.delayed[str(event)] > clock:
+                self.broken('6 ETA', f'{event!r} was applied before its time')
+            if event in facts.taken_back:
+                self.broken('1 exactly once', f'{event!r} was taken back and applied')
+        gone = {key[2:] for key in commit.drops if key.startswith('d:')}
+        facts.taken_back |= gone - fired
 
     def _facts(self, uid: str, incarnation: str) -> SessionFacts:
         facts = self.sessions.get(incarnation)

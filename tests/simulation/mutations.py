@@ -17,6 +17,7 @@ from celery_triggers.engine.instances import AGAIN, Instance
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import Status
 from celery_triggers.manager import TriggerManager
+from celery_triggers.overdue_instance import OverdueInstance
 from celery_triggers.storages.agenda import Agenda
 from celery_triggers.storages.document import Document
 from tests.simulation.run import Focus
@@ -198,6 +199,26 @@ def _confirming_anything(_: Any, write: Any) -> Any:
     return write
 
 
+def _at_any_time(original: Any) -> Any:
+    def fire_delayed(self: FiringStep, event_id: str) -> bool:
+        found = self.session.delayed_firing(event_id)
+        if found is not None:
+            found.due = 0
+        return bool(original(self, event_id))
+
+    return fire_delayed
+
+
+def _keeping_delayed(original: Any) -> Any:
+    def drop(self: FiringStep, event_id: str) -> Any:
+        kept = self.session.delayed[event_id]
+        record = original(self, event_id)
+        self.session.delayed[event_id] = kept
+        return record
+
+    return drop
+
+
 def _without_dates(original: Any) -> Any:
     def wait(self: FiringStep, task: Any, instance: Instance) -> None:
         original(self, task, instance)
@@ -293,7 +314,7 @@ MUTATIONS = [
     ),
     Mutation(
         'sweep without result backend',
-        [(overdue._OfInstance, '_repair', _instead(lambda *_: None))],
+        [(OverdueInstance, '_repair', _instead(lambda *_: None))],
         ('5 stored result',), _focus({'kill host': 0.02}, others=0.0),
     ),
     Mutation(
@@ -315,6 +336,14 @@ MUTATIONS = [
     Mutation(
         'release after the deadline', [(FiringStep, '_judge', _not_looking_at_the_date)],
         ('7 deadline', '1 reference', '4 index'), _focus(others=0.0),
+    ),
+    Mutation(
+        'delayed firings at any time', [(FiringStep, 'fire_delayed', _at_any_time)],
+        ('6 ETA', '1 exactly once'), _focus({'jump back': 0.2}, others=0.0),
+    ),
+    Mutation(
+        'delayed firings stay', [(FiringStep, '_drop_delayed', _keeping_delayed)],
+        ('1 exactly once', '5 nothing lost'), _focus(others=0.0),
     ),
     Mutation(
         'event id not remembered',

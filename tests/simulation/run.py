@@ -186,7 +186,17 @@ class Simulation:
             and self._callers_are_done()
             and all(worker.is_idle for worker in self.application.workers)
             and not self.alive()
+            and not self.delayed()
         )
+
+    def delayed(self) -> list[str]:
+        """Return the event ids of firings that are still to be applied."""
+        return [
+            key[2:]
+            for document in self.documents().values()
+            for key in document.entries
+            if key.startswith('d:')
+        ]
 
     def alive(self) -> list[tuple[str, str, Any]]:
         """Return the instances of which something is still expected.

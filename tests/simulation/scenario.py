@@ -201,6 +201,8 @@ class Caller:
             serial = world.serial('')
             event = world.pick(None, f'event-{serial}')
             fact = FiringFact(uid, trigger, {'n': serial}, event)
+            if world.choices.rarely(0.15):
+                fact.delay = world.pick(1, 0.1, 6)
             self.ledger.firings.append(fact)
             if event:
                 self.repeatable.append(fact)
@@ -213,7 +215,8 @@ class Caller:
             try:
                 with self.ledger.acting(Actor('person', what)):
                     answer = self.manager(fact.uid).fire(
-                        fact.trigger, fact.kwargs, event_id=event
+                        fact.trigger, fact.kwargs, event_id=event,
+                        countdown=fact.delay or None,
                     )
             except StorageUnavailable as exc:
                 event = exc.event_id
@@ -226,6 +229,20 @@ class Caller:
             fact.asked.add(answer.event_id)
             fact.answered = True
             return
+
+    def _take_back(self, uid: str) -> None:
+        facts = [fact for fact in self.ledger.firings if fact.delay and fact.answered]
+        if not facts:
+            return
+        fact = facts[self.world.choices.draw(len(facts))]
+        manager = self.manager(fact.uid)
+        for event in filter(None, fact.asked):
+            before, fact.taken_back = fact.taken_back, None
+            with self.ledger.acting(Actor('person', ('take back', event))):
+                done = manager.cancel_firing(event)
+            # A repetition may have been accepted by a session that came later.
+            fact.taken_back = None if done else before
+            self.world.happened['firing taken back'] += done
 
     # ---------------------------------------------------- what else can be done
 
@@ -285,4 +302,5 @@ class Caller:
 
     _operations: tuple[Callable[[Caller, str], None], ...] = (
         _replay, _skip, _set_status, _update, _metadata, _delete, _cancel, _replay, _skip,
+        _take_back, _take_back,
     )

@@ -51,6 +51,7 @@ def test_everything_happened(tally):
         *(f'sweep: {name}' for name in SweepReport.__slots__ if name not in _NO_DEED),
         *(f'code: {ending}' for ending in ENDINGS if ending != 'fire'),
         'late success', 'firing repeated', 'session deleted', 'poison', 'swept after an outage',
+        'firing delayed', 'firing taken back',
     }
     assert not expected - {name for name, count in tally.happened.items() if count}
 

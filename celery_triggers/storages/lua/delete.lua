@@ -8,7 +8,9 @@ local version = string.match(redis.call('HGET', KEYS[1], 'v') or '', ' (.*)$') o
 if ARGV[1] ~= '' and ARGV[1] ~= version then return 0 end
 set_due(KEYS[3], ARGV[2], '', 0)
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-  if string.sub(field, 1, 2) == 'i:' then set_due(KEYS[3], ARGV[2], string.sub(field, 3), 0) end
+  local kind, name = string.sub(field, 1, 2), string.sub(field, 3)
+  if kind == 'i:' then set_due(KEYS[3], ARGV[2], name, 0) end
+  if kind == 'd:' then set_due(KEYS[3], ARGV[2], name .. '~', 0) end
 end
 redis.call('DEL', KEYS[2])
 return redis.call('DEL', KEYS[1])
