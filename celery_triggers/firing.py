@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -20,8 +20,14 @@ __all__ = ['Firing', 'ReadyFiring', 'Run', 'fire_all']
 MOST_AT_ONCE = 200
 
 
+class _OfSession:
+    """Knows the manager of its session, which is no fact about it and is not copied."""
+
+    __slots__ = ('_manager',)
+
+
 @dataclass(frozen=True, slots=True)
-class Firing:
+class Firing(_OfSession):
     """What came of a firing.
 
     Attributes:
@@ -47,7 +53,6 @@ class Firing:
     duplicate: bool = False
     pending: bool = False
     due: datetime | None = None
-    _manager: Controller | None = field(default=None, repr=False, compare=False)
 
     def cancel(self) -> bool:
         """Take back a firing that is pending; tell whether that was in time.
@@ -56,8 +61,17 @@ class Firing:
 
         Raises:
             StorageUnavailable: The storage did not answer; calling again is safe.
+            TriggersError: This is a copy, which has lost its session.
         """
-        return self._manager is not None and self._manager.cancel_firing(self.event_id)
+        if not self.pending:
+            return False
+        manager: Controller | None = getattr(self, '_manager', None)
+        if manager is None:
+            raise TriggersError(
+                'this is a copy of what fire() returned; call '
+                f'app.triggers.session({self.uid!r}).cancel_firing({self.event_id!r})'
+            )
+        return manager.cancel_firing(self.event_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +108,7 @@ class ReadyFiring:
     def answer(self, outcome: Outcome[None]) -> Firing:
         """Return what came of it."""
         record = outcome.record
-        return Firing(
+        firing = Firing(
             self.manager.uid,
             self.trigger,
             self.kwargs,
@@ -107,8 +121,9 @@ class ReadyFiring:
             outcome.duplicate,
             bool(record.due),
             moment(record.due) if record.due else None,
-            self.manager if record.due else None,
         )
+        object.__setattr__(firing, '_manager', self.manager)
+        return firing
 
 
 def fire_all(ready: Sequence[ReadyFiring]) -> list[Firing]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
+from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
 from celery_triggers.engine.session import Plan
-from celery_triggers.exceptions import EventConflict, InvalidFiring, StorageUnavailable
+from celery_triggers.exceptions import (
+    EventConflict,
+    InvalidFiring,
+    StorageUnavailable,
+    TriggersError,
+)
 from celery_triggers.manager import TriggerManager
 from celery_triggers.overdue import OverdueFiring
 from tests.conformance.test_sweep import did, dues, sweep
@@ -141,6 +148,17 @@ def test_a_repeat_can_take_it_back_too(medium: Medium):
     assert manager.fire('a', event_id='e', countdown=3600).cancel()
     assert not manager.cancel_firing('e')
     assert not manager.cancel_firing('unknown')
+
+
+def test_a_copy_says_how_to_take_it_back(medium: Medium):
+    manager = medium.manager(CONFIGURATION)
+    firing = manager.fire('a', event_id='e', countdown=3600)
+    copy = pickle.loads(pickle.dumps(firing))
+    assert copy == firing
+    assert asdict(copy) == asdict(firing)
+    with pytest.raises(TriggersError, match=r"session\('order:1'\).cancel_firing\('e'\)"):
+        copy.cancel()
+    assert manager.cancel_firing('e')
 
 
 def test_what_was_applied_cannot_be_taken_back(medium: Medium):
