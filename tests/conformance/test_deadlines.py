@@ -19,7 +19,7 @@ from tests.waiting import eventually
 SOON = 0.2
 
 #: How many deadlines pass while nobody sweeps; ``TRIGGERS_DEADLINES=100000`` takes minutes.
-MANY = int(os.environ.get('TRIGGERS_DEADLINES', '300'))
+MANY = int(os.environ.get('TRIGGERS_DEADLINES', '100'))
 
 
 def report(**directives: Any) -> dict[str, Any]:

@@ -71,11 +71,11 @@ def _check_firings(simulation: Simulation) -> None:
 
 def _is_expected(simulation: Simulation, fact: FiringFact) -> bool:
     """Tell whether a firing must have been applied somewhere."""
-    went_with_its_session = any(
-        facts.deleted and fact.asked & facts.delayed.keys()
+    gone = any(
+        fact.asked & (facts.delayed.keys() if facts.deleted else facts.taken_back)
         for facts in simulation.ledger.sessions.values()
     )
-    return fact.answered and fact.taken_back is False and not went_with_its_session
+    return fact.answered and not gone
 
 
 def _count(facts: SessionFacts, fact: FiringFact) -> int:

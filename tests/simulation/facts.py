@@ -53,7 +53,6 @@ class FiringFact:
     Attributes:
         answered: Whether it returned, so that the caller relies on it.
         delay: In how many seconds it is to be applied.
-        taken_back: Whether it was taken back before; ``None`` if nobody knows.
         asked: The event ids under which it was asked for.
     """
 
@@ -63,7 +62,6 @@ class FiringFact:
     event_id: str | None
     answered: bool = False
     delay: float = 0
-    taken_back: bool | None = False
     asked: set[str | None] = field(default_factory=set)
 
 

@@ -348,7 +348,7 @@ MUTATIONS = [
     Mutation(
         'event id not remembered',
         [(_remember_class(), 'remember', _instead(lambda *_: None))],
-        ('1 exactly once',), _focus({'answer lost': 0.1}),
+        ('1 exactly once', '5 nothing lost'), _focus({'answer lost': 0.1}),
     ),
     Mutation(
         'own commit not found', [(Change, '_earlier', _instead(lambda *_: None))],
@@ -361,7 +361,7 @@ MUTATIONS = [
     Mutation(
         'commit without rev', [(Document, 'commit', _forgetting_rev)],
         ('3 stale token', '1 reference', '4 index', '5 nothing lost'),
-        _focus({'stop process': 0.1}, others=0.0, meddling=0.8),
+        _focus({'stop process': 0.2}, others=0.0, meddling=0.6, kinds=('late',)),
     ),
     Mutation(
         'due date not removed', [(Draft, '_recount', _keeping_dues)],

@@ -237,12 +237,9 @@ class Caller:
         fact = facts[self.world.choices.draw(len(facts))]
         manager = self.manager(fact.uid)
         for event in filter(None, fact.asked):
-            before, fact.taken_back = fact.taken_back, None
             with self.ledger.acting(Actor('person', ('take back', event))):
-                done = manager.cancel_firing(event)
-            # A repetition may have been accepted by a session that came later.
-            fact.taken_back = None if done else before
-            self.world.happened['firing taken back'] += done
+                if manager.cancel_firing(event):
+                    self.world.happened['firing taken back'] += 1
 
     # ---------------------------------------------------- what else can be done
 
