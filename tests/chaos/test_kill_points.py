@@ -127,13 +127,20 @@ class Casualties:
         self.starts = Counter((run.uid, run.instance) for run in runs)
 
     def hit_by_others(self) -> set[str]:
-        """Return the sessions that ran in a worker just when another's kill ended it."""
+        """Return the sessions that were in a worker just when another's kill ended it."""
         kills = {kill['target']: kill for kill in self.arena.journal.read('kills')}
         runs = runs_of(self.arena.journal.read('executions'), [])
+        there = [
+            (run.uid, pid, run.end or run.start) for run in runs for pid in (run.pid, run.ppid)
+        ]
+        # What was received may have been claimed, though its code has not begun.
+        there += [
+            (message['uid'], message['pid'], message['at'])
+            for message in self.arena.journal.read('received')
+        ]
         return {
-            run.uid for run in runs for pid in (run.pid, run.ppid)
-            if pid in kills and run.uid not in kills[pid]['uids']
-            and kills[pid]['at'] < (run.end or run.start) + 2e9
+            uid for uid, pid, at in there
+            if pid in kills and uid not in kills[pid]['uids'] and kills[pid]['at'] < at + 2e9
         }
 
 
