@@ -192,17 +192,27 @@ class Controller:
         Raises:
             StorageUnavailable: The storage did not answer; calling again is safe.
         """
+        return bool(self.change_delayed(event_id, lambda step: step.cancel_delayed(event_id)))
+
+    def change_delayed(self, event_id: str, decide: Callable[[Step], bool]) -> bool | None:
+        """Make a change about a delayed firing, in the session that has it now.
+
+        Args:
+            decide: Tells whether it has done something.
+
+        Returns:
+            What it told; ``None`` if there is no such firing.
+        """
         found = self.storage.read(Plan(delayed=frozenset({event_id}))).session
         delayed = found.delayed.get(event_id)
         if delayed is None:
-            return False
+            return None
         incarnation = found.head.incarnation
 
-        def decide(step: Step) -> bool:
-            same = step.session.head.incarnation == incarnation
-            return same and step.cancel_delayed(event_id)
+        def decide_there(step: Step) -> bool:
+            return step.session.head.incarnation == incarnation and decide(step)
 
-        outcome = self.change(plans.delayed_firing(event_id, delayed.trigger), decide)
+        outcome = self.change(plans.delayed_firing(event_id, delayed.trigger), decide_there)
         # Without a value this very change was found to have been made.
         return outcome.value is not False
 

@@ -168,7 +168,7 @@ class TriggerManager(Operations):
             InvalidConfiguration: The session has no such trigger task.
             TypeError: A deadline is no aware datetime.
         """
-        deadlines = {name: _milliseconds(name, at) for name, at in (until or {}).items()}
+        deadlines = {name: _deadline(name, at) for name, at in (until or {}).items()}
 
         def decide(step: Step) -> None:
             unknown = set(deadlines).difference(step.session.configuration)
@@ -201,8 +201,9 @@ class TriggerManager(Operations):
                 return lambda now: now + int(countdown * 1000)
             problem = f'has a countdown of seconds up to {MOST_SECONDS:.0e}, not {countdown!r}'
         elif eta is not None:
-            if isinstance(eta, datetime) and eta.utcoffset() is not None:
-                return lambda _: int(eta.timestamp() * 1000)
+            due = _milliseconds(eta)
+            if due is not None:
+                return lambda _: due
             problem = f'has an aware datetime as its eta, not {eta!r}'
         if problem is not None:
             raise InvalidFiring(f'a firing {problem}', uid=self.uid, trigger=trigger)
@@ -319,12 +320,21 @@ class FinalizingTriggerManager(TriggerManager):
     finalizing = True
 
 
-def _milliseconds(task: str, at: Any) -> int:
-    if not isinstance(at, datetime) or at.utcoffset() is None:
+def _deadline(task: str, at: Any) -> int:
+    deadline = _milliseconds(at)
+    if deadline is None:
         raise TypeError(
             f'the deadline of {task!r} is an aware datetime, such as '
             f'datetime.now(timezone.utc) + timedelta(hours=1), not {at!r}'
         )
+    return deadline
+
+
+def _milliseconds(at: Any) -> int | None:
+    """Return the moment of an aware datetime; ``None`` if it is none."""
+    if not isinstance(at, datetime) or at.utcoffset() is None:
+        return None
+    # 0 stands for no date.
     return max(1, int(at.timestamp() * 1000))
 
 

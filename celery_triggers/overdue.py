@@ -161,26 +161,20 @@ class OverdueFiring:
 
     def see_to(self) -> str:
         """Apply it; return the report's word for what was done."""
-        storage = self.manager.storage
-        found = storage.read(Plan(delayed=frozenset({self.event_id}))).session
-        delayed, incarnation = found.delayed.get(self.event_id), found.head.incarnation
-        if delayed is None:
-            storage.write(Write(self.name, incarnation, [], {}, due=0))
-            return 'postponed'
+        done = self.manager.change_delayed(self.event_id, self._fire)
+        if done is None:
+            # A write to no instance removes the date that is left over.
+            self.manager.storage.write(Write(self.name, '', [], {}, due=0))
+        return 'fired' if done else 'postponed'
 
-        def decide(step: Step) -> str:
-            if step.session.head.incarnation != incarnation:
-                return 'postponed'
-            if step.fire_delayed(self.event_id):
-                return 'fired'
-            again = step.session.delayed_firing(self.event_id)
-            if again is not None:
-                # A clock was set back: its date is what it was.
-                step.delay(self.event_id, again.trigger, again.kwargs, again.due)
-            return 'postponed'
-
-        planner = plans.delayed_firing(self.event_id, delayed.trigger)
-        return self.manager.change(planner, decide).value or 'fired'
+    def _fire(self, step: Step) -> bool:
+        if step.fire_delayed(self.event_id):
+            return True
+        again = step.session.delayed_firing(self.event_id)
+        if again is not None:
+            # A clock was set back: its date is what it was.
+            step.delay(self.event_id, again.trigger, again.kwargs, again.due)
+        return False
 
 
 class OldSession:

@@ -103,9 +103,9 @@ class TaskConfig:
         """Return the leaves that receive a firing of ``trigger`` as it comes."""
         return [leaf for leaf in self.leaves if leaf.trigger == trigger and leaf.times is None]
 
-    def triggers_of(self, keys: Container[str], *, but: bool = False) -> set[str]:
-        """Return the triggers of the leaves with these keys, or of all others."""
-        return {leaf.trigger for leaf in self.leaves if (leaf.key in keys) is not but}
+    def triggers_beside(self, received: Container[str]) -> set[str]:
+        """Return the triggers of the leaves whose keys are not in ``received``."""
+        return {leaf.trigger for leaf in self.leaves if leaf.key not in received}
 
     def to_json(self) -> dict[str, Any]:
         """Return the directives that are set, under their JSON names."""

@@ -87,7 +87,7 @@ class Draft:
     def _drop_waits(self, instance: Instance) -> None:
         """Take an instance that no longer waits out of the index."""
         task = self.session.configuration.get(instance.task)
-        for trigger in task.triggers_of(instance.received, but=True) if task else ():
+        for trigger in task.triggers_beside(instance.received) if task else ():
             self._remove_wait(trigger, instance)
 
     @staticmethod

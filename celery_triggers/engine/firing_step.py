@@ -175,9 +175,11 @@ class FiringStep(Draft):
 
         That is once in a session's life: at its first firing, or before.
         """
-        head = self.session.head
-        if head.firings or head.begun:
-            return
+        if not self.session.head.has_begun:
+            self._create_with_deadline()
+
+    def _create_with_deadline(self) -> None:
+        """Make the first instances that are missing of the tasks that have a deadline."""
         for task in self.session.configuration.with_deadline:
             if not self.session.counts_of(task.name).total:
                 self._judge(task, self._create(task, None))

@@ -139,7 +139,7 @@ class Instance:
         """Return the triggers that could still reach this instance."""
         if self.status is not Status.UNSTARTED:
             return set()
-        return config.triggers_of(self.received, but=True)
+        return config.triggers_beside(self.received)
 
     def deadline(self, config: TaskConfig | None) -> int:
         """Return when it expires if it still waits, in milliseconds; 0: never."""

@@ -31,15 +31,15 @@ def firing(*triggers: str) -> Planner:
 
 def firing_of(instance: str, trigger: str) -> Planner:
     """Plan for a trigger that the run of an instance fires."""
-    planner = firing(trigger)
-    own = Plan(instances=frozenset({instance}))
-    return lambda configuration, finalizing: planner(configuration, finalizing) | own
+    return _with(firing(trigger), Plan(instances=frozenset({instance})))
 
 
 def delayed_firing(event_id: str, trigger: str) -> Planner:
     """Plan for applying a delayed firing, or taking it back."""
-    planner = firing(trigger)
-    own = Plan(delayed=frozenset({event_id}))
+    return _with(firing(trigger), Plan(delayed=frozenset({event_id})))
+
+
+def _with(planner: Planner, own: Plan) -> Planner:
     return lambda configuration, finalizing: planner(configuration, finalizing) | own
 
 

@@ -38,6 +38,11 @@ class Head:
     metadata: dict[str, Any] = field(default_factory=dict)
     begun: int = 0
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether deadlines count: something was fired, or the session was started."""
+        return bool(self.firings or self.begun)
+
 
 @dataclass(slots=True)
 class Counts:

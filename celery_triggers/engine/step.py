@@ -213,7 +213,7 @@ class Step(FiringStep):
         """
         self.begin()
         head = self.session.head
-        if not (head.firings or head.begun):
+        if not head.has_begun:
             head.begun = self.now
             self.changed = True
         for name, deadline in sorted(until.items()):
@@ -319,16 +319,10 @@ class Step(FiringStep):
             self._judge(task, instance)
         if apply_past:
             self._create_from_past(named)
-        self._begin_added()
+        if self.session.head.has_begun:
+            # Those that came with this change count from now.
+            self._create_with_deadline()
         self.settle()
-
-    def _begin_added(self) -> None:
-        """Let the deadlines of tasks count from now that a session got after it began."""
-        if not (self.session.head.firings or self.session.head.begun):
-            return
-        for task in self.session.configuration.with_deadline:
-            if not self.session.counts_of(task.name).total:
-                self._judge(task, self._create(task, None))
 
     def _filter_past(self) -> None:
         """Ask filters that are new about the firings that the history holds."""

@@ -12,8 +12,8 @@ import pytest
 from celery_triggers.engine.session import Plan
 from celery_triggers.exceptions import InvalidConfiguration
 from celery_triggers.manager import TriggerManager
-from tests.conformance.test_sweep import did, dues, hasten, sweep
-from tests.support import Medium, application_of, delivery
+from tests.conformance.test_sweep import did, dues, hasten, sweep, sweep_in_threads
+from tests.support import Medium, application_of, delivery, fired, statuses
 from tests.waiting import eventually
 
 SOON = 0.2
@@ -24,14 +24,6 @@ MANY = int(os.environ.get('TRIGGERS_DEADLINES', '100'))
 
 def report(**directives: Any) -> dict[str, Any]:
     return {'run': 'report', 'after': ['a', 'b'], **directives}
-
-
-def statuses(manager: TriggerManager) -> dict[str, str]:
-    return {i.name: i.status.value for i in manager.storage}
-
-
-def fired(manager: TriggerManager) -> list[str]:
-    return [record.trigger for record in manager.storage.history]
 
 
 def deadline_of(manager: TriggerManager, name: str = 't_x#0') -> datetime:
@@ -247,30 +239,14 @@ def test_a_date_that_is_looked_at_too_early_is_put_back(medium: Medium):
     assert statuses(manager) == {'t_x#0': 'unstarted'}
 
 
-def sweep_beside_each_other(medium: Medium, manager: TriggerManager, limit: int) -> None:
-    """Sweep in some threads until nothing is due any more."""
-    barrier = threading.Barrier(3)
-
-    def sweep_on() -> None:
-        barrier.wait()
-        while sweep(medium, manager, limit).taken:
-            pass
-
-    threads = [threading.Thread(target=sweep_on) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    eventually(lambda: sweep(medium, manager).taken == 0 and not dues(medium, manager))
-
-
 def test_many_sweeps_expire_each_once(medium: Medium):
     number = 60
     manager = medium.manager({'t_x': report(within=SOON, andEvery='d')})
     for n in range(number):
         manager.fire('d', {'n': n})
     pass_by(manager, f't_x#{number - 1}')
-    sweep_beside_each_other(medium, manager, limit=7)
+    sweep_in_threads(medium, manager, count=3, limit=7)
+    eventually(lambda: sweep(medium, manager).taken == 0 and not dues(medium, manager))
     assert fired(manager).count('t_x:expired') == number
     assert set(statuses(manager).values()) == {'abandoned'}
 

@@ -19,17 +19,13 @@ from celery_triggers.exceptions import (
 )
 from celery_triggers.manager import TriggerManager
 from celery_triggers.overdue import OverdueFiring
-from tests.conformance.test_sweep import did, dues, sweep
-from tests.support import Medium, application_of
+from tests.conformance.test_sweep import did, dues, sweep, sweep_in_threads
+from tests.support import Medium, application_of, fired
 from tests.waiting import eventually
 
 CONFIGURATION = {'t_x': {'run': 'x', 'after': ['a']}, 't_y': {'run': 'y', 'andEvery': 'a'}}
 
 SOON = 0.2
-
-
-def fired(manager: TriggerManager) -> list[str]:
-    return [record.trigger for record in manager.storage.history]
 
 
 def now_of(manager: TriggerManager) -> datetime:
@@ -208,18 +204,7 @@ def test_many_sweeps_apply_each_once(medium: Medium):
     for n in range(number):
         last = manager.fire('a', {'n': n}, countdown=SOON)
     eventually(lambda: last.due is not None and now_of(manager) > last.due)
-    barrier = threading.Barrier(4)
-
-    def sweep_on() -> None:
-        barrier.wait()
-        while sweep(medium, manager, limit=5).taken:
-            pass
-
-    threads = [threading.Thread(target=sweep_on) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    sweep_in_threads(medium, manager, count=4, limit=5)
     eventually(lambda: manager.storage.load().delayed == {} or not sweep(medium, manager))
     assert sorted(r.kwargs['n'] for r in manager.storage.history) == list(range(number))
     payloads = [i.kwargs['a']['n'] for i in manager.storage.instances_of_task('t_y')]

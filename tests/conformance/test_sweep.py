@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -37,6 +38,22 @@ WORKER_LOST = StoredOutcome('FAILURE', Exception('gone'), 10**15)
 def sweep(medium: Medium, manager: TriggerManager, limit: int = 1000) -> SweepReport:
     class_ = storage_backends.get_class(medium.key)
     return Sweep(application_of(manager), class_, medium.url).run(limit)
+
+
+def sweep_in_threads(medium: Medium, manager: TriggerManager, count: int, limit: int) -> None:
+    """Sweep beside each other, each for so long as it finds something due."""
+    barrier = threading.Barrier(count)
+
+    def sweep_on() -> None:
+        barrier.wait()
+        while sweep(medium, manager, limit).taken:
+            pass
+
+    threads = [threading.Thread(target=sweep_on) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def did(report: SweepReport) -> dict[str, int]:

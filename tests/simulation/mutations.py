@@ -239,14 +239,6 @@ def _not_looking_at_the_date(original: Any) -> Any:
     return judge
 
 
-def _schedule_class() -> Any:
-    return next(c for c in Step.__mro__ if '_schedule' in c.__dict__)
-
-
-def _remember_class() -> Any:
-    return next(c for c in Step.__mro__ if 'remember' in c.__dict__)
-
-
 # -------------------------------------------------------------------- the mutations
 
 _KILLS = {'kill process': 0.02, 'kill host': 0.01}
@@ -326,7 +318,7 @@ MUTATIONS = [
         ('6 early',), _focus(_KILLS, others=0.0, kinds=('early', 'replaying')),
     ),
     Mutation(
-        'release without due date', [(_schedule_class(), '_schedule', _no_dues)],
+        'release without due date', [(FiringStep, '_schedule', _no_dues)],
         ('4 index',), _focus(others=0.0),
     ),
     Mutation(
@@ -347,7 +339,7 @@ MUTATIONS = [
     ),
     Mutation(
         'event id not remembered',
-        [(_remember_class(), 'remember', _instead(lambda *_: None))],
+        [(FiringStep, 'remember', _instead(lambda *_: None))],
         ('1 exactly once', '5 nothing lost'), _focus({'answer lost': 0.1}),
     ),
     Mutation(

@@ -10,6 +10,7 @@ set_due(KEYS[3], ARGV[2], '', 0)
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
   local kind, name = string.sub(field, 1, 2), string.sub(field, 3)
   if kind == 'i:' then set_due(KEYS[3], ARGV[2], name, 0) end
+  -- As celery_triggers.engine.names.delayed_name has it.
   if kind == 'd:' then set_due(KEYS[3], ARGV[2], name .. '~', 0) end
 end
 redis.call('DEL', KEYS[2])
