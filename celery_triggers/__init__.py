@@ -12,6 +12,8 @@ import celery_triggers.hook as _hook  # noqa: F401  (attaches itself to Celery)
 if TYPE_CHECKING:
     from celery_triggers.app import Celery as Celery
     from celery_triggers.app import shared_trigger_task as shared_trigger_task
+    from celery_triggers.canvas import fire as fire
+    from celery_triggers.canvas import gate as gate
     from celery_triggers.engine.configuration import TaskConfig as TaskConfig
     from celery_triggers.engine.forms import all_of as all_of
     from celery_triggers.engine.forms import any_of as any_of
@@ -45,6 +47,8 @@ _HOMES = {
     'any_of': 'engine.forms',
     'at_least': 'engine.forms',
     'current_context': 'task',
+    'fire': 'canvas',
+    'gate': 'canvas',
     'kwarg': 'engine.forms',
     'on': 'engine.forms',
     'shared_trigger_task': 'app',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,12 @@ from copy import copy
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from celery import _state
+from celery import _state, states
 from celery.app.base import Celery as _Celery
-from kombu.exceptions import OperationalError
+from celery.result import EagerResult
 
 from celery_triggers import signals
+from celery_triggers.change import Outcome
 from celery_triggers.decorator import Spoken, check_sessions, declare, declare_shared
 from celery_triggers.delivery import Delivery
 from celery_triggers.dispatcher import Dispatcher
@@ -32,8 +34,9 @@ from celery_triggers.forks import ForkLock
 from celery_triggers.manager import Firing, Release, TriggerManager
 from celery_triggers.outcomes import StoredOutcomes
 from celery_triggers.overdue import MOST_AT_ONCE, Sweep, SweepReport
+from celery_triggers.own_tasks import add_own_tasks
 from celery_triggers.registry import storage_backends, trigger_managers
-from celery_triggers.replacement import replacement_failed_in
+from celery_triggers.runners import EagerError, run_one
 from celery_triggers.settings import Settings
 from celery_triggers.storages.base import StorageBackend, public_url
 from celery_triggers.sweeper import SweeperStep
@@ -60,15 +63,7 @@ class Triggers:
         self._knows_tasks = False
         self._loading = threading.local()
         signals.connect()
-        app.task(
-            bind=True,
-            name='celery_triggers.replacement_failed',
-            shared=False,
-            # A result backend or a storage that is down: the report must not be lost.
-            autoretry_for=(OperationalError, OSError, StorageUnavailable),
-            retry_backoff=True,
-            max_retries=None,
-        )(replacement_failed_in(self))
+        add_own_tasks(self)
 
     def __repr__(self) -> str:
         return f'<Triggers of {self.app!r}>'
@@ -346,6 +341,46 @@ class Triggers:
         task = self.app.tasks.get(task_name)
         return None if task is None else isinstance(task, TriggerTask)
 
+    def show_waiting(self, task_id: str, uid: str, instance: str) -> None:
+        """Store in the result backend that a task waits at a gate."""
+        self._outcomes.show_waiting(task_id, uid, instance)
+
+    @property
+    def is_attended(self) -> bool:
+        """Whether sessions are looked after here, in a worker; true where none runs."""
+        if self.app.current_worker_task is None:
+            return True
+        return SweeperStep in self.app.steps['worker']
+
+    def trigger_of(self, task: Any) -> str:
+        """Return the name of the trigger task that a Celery task stands for.
+
+        Raises:
+            InvalidConfiguration: It stands for none, or for several.
+        """
+        return self.workflows.trigger_of(task)
+
+    def run_here(self, manager: TriggerManager, outcome: Outcome[Any], task_id: str) -> Any:
+        """Run what a change released under a task id here and now; return its result."""
+        result: Any = None
+        here: list[Any] = []
+        others: list[Release] = []
+        for release in manager._released_by(outcome):
+            mine = release.instance.task_id == task_id and not release.ends
+            (here if mine else others).append(release)
+        if others:
+            self.dispatch(others)
+        for release in here:
+            try:
+                result = run_one(self.app, release, throw=self.app.conf.task_eager_propagates)
+            except EagerError as exc:
+                raise exc.error from exc.error.__cause__
+        if outcome.step is not None:
+            manager._call_hooks(outcome.step)
+        if result is None:
+            result = EagerResult(task_id, None, states.IGNORED)
+        return result
+
     def stored_outcome(self, task_id: str) -> StoredOutcome | None:
         """Return how a task ended, if the result backend knows that it has."""
         return self._outcomes.of(task_id)
@@ -385,14 +420,16 @@ def wake_in_worker(app: Any) -> None:
 
     Its worker then sweeps and renews leases.
 
-    An application that has neither stays as it would be without this package.
+    So does that of one whose module makes gates. An application that has none of these stays
+    as it would be without this package.
 
     Raises:
         SystemExit: ``triggers_storage`` names a storage that cannot be used. (Celery only
             logs other exceptions of signal handlers, and the worker would drop its tasks.)
     """
     chosen = app.conf.get('triggers_storage', None)
-    if not chosen and not any(
+    attached = '_celery_triggers' in vars(app) or 'celery_triggers.canvas' in sys.modules
+    if not (chosen or attached) and not any(
         getattr(task, 'takes_context', False) for task in app.tasks.values()
     ):
         return

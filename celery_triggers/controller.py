@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from celery_triggers.change import Change, Outcome
 from celery_triggers.engine import plans
 from celery_triggers.engine.configuration import TaskConfig
+from celery_triggers.engine.instances import ENDING
 from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import Status
@@ -40,6 +41,8 @@ class Release:
         config: The trigger task's configuration at the release.
         header: What travels with the message, see :meth:`Controller.header`.
         delay: In how many milliseconds it may run.
+        ends: Whether it is a gate that will not run, and what is sent is the news of that,
+            for those who wait for its result.
     """
 
     manager: Controller
@@ -47,6 +50,7 @@ class Release:
     config: TaskConfig
     header: dict[str, Any] = field(default_factory=dict)
     delay: int = 0
+    ends: bool = False
 
     def confirm_write(self) -> Write:
         """Return what notes that the message was sent, unless its instance runs already."""
@@ -65,7 +69,8 @@ class Release:
             str(self.header['incarnation']),
             guards=[
                 {
-                    'status': Status.SCHEDULED.value,
+                    **({'loss': ENDING, 'token': ''} if self.ends else {}),
+                    'status': record.status.value,
                     'task_id': record.task_id,
                     'attempt': record.attempt,
                     'sends': record.sends,
@@ -224,8 +229,12 @@ class Controller:
         step = outcome.step
         if step is None:
             return self._released_under(outcome.record.released)
+        incarnation = step.session.head.incarnation
         sent = [self.storage.wrap(step.session, step.touched[name]) for name in step.to_send]
-        return self._releases(sent, step.session.head.incarnation, step.now)
+        ended = [self.storage.wrap(step.session, step.touched[name]) for name in step.to_end]
+        return [
+            *self._releases(sent, incarnation, step.now), *self._endings(ended, incarnation)
+        ]
 
     def _released_under(self, names: Sequence[str]) -> list[Release]:
         """Return what a commit released whose answer was lost; only names are left of it."""
@@ -275,6 +284,18 @@ class Controller:
         releases = self._releases(instances, incarnation, now)
         return self.storage.application.dispatch(releases) if releases else 0
 
+    def dispatch_endings(self, gates: Sequence[TaskInstance], incarnation: str) -> int:
+        """Have those told who wait for the results of gates that will not run."""
+        endings = self._endings(gates, incarnation)
+        return self.storage.application.dispatch(endings) if endings else 0
+
+    def _endings(self, gates: Sequence[TaskInstance], incarnation: str) -> list[Release]:
+        return [
+            Release(self, gate, gate.config, self.header(gate, incarnation), ends=True)
+            for gate in gates
+            if gate.config is not None and gate.record.is_ending
+        ]
+
     def _releases(
         self, instances: Sequence[TaskInstance], incarnation: str, now: int
     ) -> list[Release]:
@@ -291,7 +312,8 @@ class Controller:
         """Return what travels in a released message's header ``triggers``.
 
         Names and keys alone: ``uid``, ``incarnation``, ``instance``, ``task_id``,
-        ``attempt``, ``manager`` and ``storage``; ``depth`` for what was replayed.
+        ``attempt``, ``manager`` and ``storage``; ``depth`` for what was replayed; ``gate``
+        for that of a gate.
         """
         header: dict[str, Any] = {
             'uid': self.uid,
@@ -304,6 +326,8 @@ class Controller:
         }
         if instance.depth:
             header['depth'] = instance.depth
+        if instance.record.gate is not None:
+            header['gate'] = True
         return header
 
 

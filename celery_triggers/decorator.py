@@ -12,7 +12,7 @@ from celery import Task
 from celery.app import shared_task
 from celery.local import PromiseProxy, Proxy
 
-from celery_triggers.engine.conditions import Condition
+from celery_triggers.engine.forms import refuse_ambiguous_unless
 from celery_triggers.engine.names import plain
 from celery_triggers.exceptions import InvalidConfiguration
 from celery_triggers.task import TriggerTask
@@ -45,7 +45,7 @@ class Spoken:
         self.options = given
         self._refuse_misspelled()
         self._refuse_unconditional()
-        self._refuse_ambiguous_unless()
+        refuse_ambiguous_unless(self.directives.get('unless'), self.trigger_name)
 
     def _refuse_misspelled(self) -> None:
         """Refuse what Celery would keep as an attribute of the task and never look at."""
@@ -58,18 +58,6 @@ class Spoken:
         if self.directives.get('after') is None and self.directives.get('and_every') is None:
             raise InvalidConfiguration(
                 'it can never run: give it after= or and_every=', task=self.trigger_name
-            )
-
-    def _refuse_ambiguous_unless(self) -> None:
-        unless = self.directives.get('unless')
-        kind = type(unless)
-        plain = issubclass(kind, (list, tuple, set, frozenset)) and not issubclass(kind, Condition)
-        if plain and len(unless or ()) > 1:
-            raise InvalidConfiguration(
-                'a plain list of several triggers reads as "either" but means "all of them"; '
-                'write any_of(...) or all_of(...)',
-                task=self.trigger_name,
-                directive='unless',
             )
 
     def declaration(self, name: str, task: Any, target: Callable[[], Any]) -> Declaration:
@@ -177,9 +165,11 @@ def _context_adapter(function: Callable[..., Any], *, bind: bool) -> Callable[..
     """
     _check_signature(function, ('self', 'context') if bind else ('context',))
 
-    def run(self: TriggerTask, *args: Any, trigger_kwargs: Any = None) -> Any:
+    def run(self: TriggerTask, *args: Any, trigger_kwargs: Any = None, **kwargs: Any) -> Any:
         context, rest = self._context_and_rest(args, {'trigger_kwargs': trigger_kwargs})
-        return function(self, context, *rest) if bind else function(context, *rest)
+        given = (self, context) if bind else (context,)
+        # A signature that a gate holds, say, has arguments of its own.
+        return function(*given, *rest, **kwargs)
 
     for name in ('__name__', '__qualname__', '__module__', '__doc__'):
         setattr(run, name, getattr(function, name, None))

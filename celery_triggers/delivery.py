@@ -19,7 +19,7 @@ from kombu.exceptions import EncodeError
 from celery_triggers.change import Change, Outcome
 from celery_triggers.controller import Controller
 from celery_triggers.engine import plans
-from celery_triggers.engine.instances import FAIL, HANDED_OVER, Instance
+from celery_triggers.engine.instances import FAIL, HANDED_OVER, HANDED_TO_GATE, Instance
 from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step, cascade_kwargs
 from celery_triggers.engine.transitions import Status
@@ -209,16 +209,20 @@ class Delivery:
                 return False
         return True
 
-    def hand_over(self) -> None:
+    def hand_over(self, *, waits: bool = False) -> None:
         """Note that another task takes this one's place, and its claim when it runs.
 
         Until then nobody renews the lease, and nobody is lost.
+
+        Args:
+            waits: Whether it may take any time: there is a gate before its end.
 
         Raises:
             StorageUnavailable: The storage did not answer.
         """
         running = self._if(Status.RUNNING, token=self.token)
-        self.manager.storage.write(self._write([running], {'loss': HANDED_OVER + self.loss}))
+        how = HANDED_TO_GATE if waits else HANDED_OVER
+        self.manager.storage.write(self._write([running], {'loss': how + self.loss}))
 
     def beat_write(self) -> Write:
         """Return what a heartbeat writes: the worker that holds this delivery lives.
@@ -252,12 +256,23 @@ class Delivery:
 
         return self._report('success', decide, log_level, needs_token=False)
 
-    def fail(self, reason: str, exception: Mapping[str, Any], log_level: int = 0) -> bool:
-        """End the instance with a failure; tell whether that counted."""
+    def fail(
+        self,
+        reason: str,
+        exception: Mapping[str, Any],
+        log_level: int = 0,
+        *,
+        untold: bool = False,
+    ) -> bool:
+        """End the instance with a failure; tell whether that counted.
+
+        Args:
+            untold: Whether Celery knows nothing of it, see :meth:`.Step.fail`.
+        """
         facts = {**exception, 'context': self._storable(exception.get('context') or {})}
 
         def decide(step: Step, instance: Instance) -> None:
-            step.fail(instance, reason, facts)
+            step.fail(instance, reason, facts, untold=untold)
 
         return self._report(f'failure ({reason})', decide, log_level)
 

@@ -92,7 +92,11 @@ class Dispatcher:
             or self.settings.runner
         )
         try:
-            return self.runner(key)
+            runner = self.runner(key)
+            if (release.ends or release.header.get('gate')) and runner.hands_over:
+                # What Celery made of it is told to Celery.
+                return self.runner('celery')
+            return runner
         except Exception as exc:  # noqa: BLE001
             # Its extra is not installed here, say: this instance's failure alone.
             _give_up(release, exc)
@@ -174,6 +178,9 @@ def _note(writes: Sequence[tuple[Release, Write]]) -> None:
 
 def _give_up(release: Release, exc: Exception) -> None:
     name, uid = release.instance.name, release.manager.uid
+    if release.ends:
+        logger.error('the end of %s of session %r cannot be told: %s', name, uid, exc)
+        return
     logger.error('%s of session %r cannot be dispatched: %s', name, uid, exc)
     try:
         fail_dispatch(release, exc)

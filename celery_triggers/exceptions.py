@@ -10,6 +10,9 @@ The tree::
     │   ├── ClaimLost                       the run that fires it is no longer the instance's
     │   └── CascadeLimitExceeded            a loop went round for too long
     ├── InvalidTransition (ValueError)      an instance cannot go from its status to that one
+    ├── GateEnded                           the result of a gate that ended without having run
+    │   ├── GateAbandoned                   its unless came, it was cancelled, or failed unsent
+    │   └── GateExpired                     its deadline came first
     ├── UnknownInstance (KeyError)          the session has no instance of that name
     ├── UnknownKey (KeyError)               a registry has no class under that key
     ├── InvalidSetting (ValueError)         a setting has a value that it cannot have
@@ -29,6 +32,9 @@ __all__ = [
     'CascadeLimitExceeded',
     'ClaimLost',
     'EventConflict',
+    'GateAbandoned',
+    'GateEnded',
+    'GateExpired',
     'InvalidConfiguration',
     'InvalidFiring',
     'InvalidSetting',
@@ -148,6 +154,46 @@ class InvalidTransition(TriggersError, ValueError):
         self.instance = instance
         self.status = status
         self.wanted = wanted
+
+
+class GateEnded(TriggersError):
+    """A gate ended without having run, so its result has no value.
+
+    ``AsyncResult.get()`` raises it. Waiting on does not help; a gate that failed can be
+    replayed.
+
+    Attributes:
+        uid: The session in which it waited.
+        instance: Its instance there.
+        reason: Why it ended, in a few words: ``'unless: cancelled'``.
+        missing: The triggers of its condition that it had not received.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        uid: str = '',
+        instance: str = '',
+        reason: str = '',
+        missing: Sequence[str] = (),
+    ):
+        # A result backend keeps the arguments, and makes the exception of them again.
+        super().__init__(message, uid, instance, reason, list(missing))
+        self.uid = uid
+        self.instance = instance
+        self.reason = reason
+        self.missing = list(missing)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class GateAbandoned(GateEnded):
+    """What forbids the gate was fired, its session was cancelled, or it could not be sent."""
+
+
+class GateExpired(GateEnded):
+    """The gate's deadline came before its condition held."""
 
 
 class _QuietKeyError(TriggersError, KeyError):

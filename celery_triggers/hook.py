@@ -29,6 +29,34 @@ class _Lazy:
         return getattr(triggers_of(app), self.name) if self.name else triggers_of(app)
 
 
+class _LazyGate:
+    """Stands for the class of gates until a signature of that type is met."""
+
+    @staticmethod
+    def from_dict(signature: Any, app: Any = None) -> Any:
+        from celery_triggers.canvas import Gate
+
+        return Gate.from_dict(signature, app=app)
+
+
+def _gate(self: Any, **conditions: Any) -> Any:
+    """As :func:`celery_triggers.gate` with this signature."""
+    from celery_triggers.canvas import gate
+
+    return gate(self, **conditions)
+
+
+def install_in_canvas(module: Any) -> None:
+    """Make gates known to Celery's signatures, also where nobody imports this package.
+
+    A worker that met a type of signature which it does not know would fail the task before it.
+    """
+    signature = getattr(module, 'Signature', None)
+    if signature is not None and not hasattr(signature, 'gate'):
+        signature.TYPES.setdefault('celery_triggers.gate', _LazyGate)
+        signature.gate = _gate
+
+
 def install(module: Any) -> None:
     """Put the attributes on ``Celery`` once ``celery.app.base`` has been imported."""
     celery = getattr(module, 'Celery', None)
@@ -40,6 +68,7 @@ def install(module: Any) -> None:
         module.signals.celeryd_init.connect(
             _celeryd_init, weak=False, dispatch_uid='celery_triggers'
         )
+    install_in_canvas(sys.modules.get('celery.canvas'))
 
 
 def _celeryd_init(instance: Any = None, **_: Any) -> None:
@@ -48,16 +77,18 @@ def _celeryd_init(instance: Any = None, **_: Any) -> None:
     if app is not None:
         from celery_triggers.app import wake_in_worker
 
+        install_in_canvas(sys.modules.get('celery.canvas'))
         wake_in_worker(app)
 
 
 def _register() -> None:
     import wrapt
 
-    # An import that is under way already would call the hook on half a module.
-    spec = getattr(sys.modules.get('celery.app.base'), '__spec__', None)
-    if not getattr(spec, '_initializing', False):
-        wrapt.register_post_import_hook(install, 'celery.app.base')
+    for name, hook in (('celery.app.base', install), ('celery.canvas', install_in_canvas)):
+        # An import that is under way already would call the hook on half a module.
+        spec = getattr(sys.modules.get(name), '__spec__', None)
+        if not getattr(spec, '_initializing', False):
+            wrapt.register_post_import_hook(hook, name)
 
 
 try:

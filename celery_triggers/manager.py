@@ -113,7 +113,10 @@ class TriggerManager(Operations):
                     f'{trigger!r} is fired by the finalizing manager, never by hand',
                     uid=self.uid, trigger=trigger,
                 )
-            if not step.session.configuration.listeners(trigger):
+            session = step.session
+            if not session.configuration.listeners(trigger) and not session.gates_waiting_for(
+                trigger
+            ):
                 self._unheard(step.session.configuration, trigger)
             due = due_at(step.now) if due_at is not None else 0
             if event_id is not None and due > step.now:

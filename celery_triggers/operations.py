@@ -55,7 +55,7 @@ class Operations(Controller):
 
         def decide(step: Step) -> None:
             instance = self._unhappy(step, name, Status.REPLAYED)
-            self._check_replacement(step.session.configuration.get(instance.task), instance, kwargs)
+            self._check_replacement(step.session.config_of(instance), instance, kwargs)
             step.replay(instance, replacement_kwargs=kwargs)
 
         outcome = self.change(plans.outcome(name), decide)

@@ -1,4 +1,4 @@
-"""How tasks ended, as the result backend keeps it: what is asked when nothing else is known."""
+"""What the result backend keeps of tasks: how they ended, and that they wait at a gate."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ __all__ = ['StoredOutcomes']
 
 logger = logging.getLogger(__name__)
 
+#: The state of a task that waits at a gate.
+WAITING = 'WAITING'
+
 #: For how many seconds a backend that did not answer is not asked again.
 PAUSE = 10.0
 
 
 class StoredOutcomes:
-    """Reads outcomes from one application's result backend.
+    """Reads outcomes from one application's result backend, and stores what comes before them.
 
     Args:
         app: The Celery application.
@@ -53,6 +56,24 @@ class StoredOutcomes:
         if state not in (states.SUCCESS, states.FAILURE, states.REVOKED):
             return None
         return StoredOutcome(state, meta.get('result'), _milliseconds(meta.get('date_done')))
+
+
+    def show_waiting(self, task_id: str, uid: str, instance: str) -> None:
+        """Store the state ``WAITING`` of a task, unless it has ended.
+
+        Without a backend, or while it is down, nothing is stored.
+        """
+        backend = self._app.backend
+        if isinstance(backend, DisabledBackend) or time.monotonic() < self._paused_until:
+            return
+        try:
+            if backend.get_task_meta(task_id, cache=False).get('status') in states.READY_STATES:
+                return
+            backend.store_result(task_id, {'uid': uid, 'instance': instance}, WAITING)
+        except Exception as exc:  # noqa: BLE001
+            # As above. The sweep stores it again.
+            self._paused_until = time.monotonic() + PAUSE
+            logger.warning('the result backend cannot be told that %s waits: %s', task_id, exc)
 
 
 def _milliseconds(date: Any) -> int | None:

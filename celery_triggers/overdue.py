@@ -193,13 +193,14 @@ class OldSession:
             self.storage.write(Write('', '', [], {}, due=0))
             return 'postponed'
         over = found.session.head.clock + int(expires * 1000) <= found.now
-        configuration = found.session.configuration
+        session = found.session
         alive = (
             instance.status in WITH_DUE_DATE
-            or instance.deadline(configuration.get(instance.task))
-            for instance in found.session.instances.values()
+            or instance.is_ending
+            or instance.deadline(session.config_of(instance))
+            for instance in session.instances.values()
         )
-        if over and not found.session.delayed and not any(alive):
+        if over and not session.head.gates and not session.delayed and not any(alive):
             return 'deleted' if self.storage.delete(found.slice.version) else 'postponed'
         self.manager.change(plans.head_alone, _renew)
         return 'postponed'

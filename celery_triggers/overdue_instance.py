@@ -8,7 +8,7 @@ from typing import Any
 from celery_triggers.controller import MOST_DOUBLINGS
 from celery_triggers.delivery import Delivery, exception_facts, lost_worker
 from celery_triggers.engine import plans
-from celery_triggers.engine.instances import HANDED_OVER, Instance
+from celery_triggers.engine.instances import HANDED_TO_GATE, Instance
 from celery_triggers.engine.session import Plan, Session
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import Status
@@ -48,16 +48,16 @@ class OverdueInstance:
             return self._running()
         if instance.status is Status.UNSTARTED:
             return self._unstarted()
+        if instance.is_ending:
+            return self._ending()
         return self._forget(self.session, instance)
 
     # --------------------------------------------------------------- unstarted
 
     def _unstarted(self) -> str:
-        deadline = self.instance.deadline(self.session.configuration.get(self.instance.task))
-        if not deadline:
-            return self._forget(self.session, self.instance)
-        if deadline > self.now:
-            return self._postpone(deadline)
+        deadline = self.instance.deadline(self.session.config_of(self.instance))
+        if not 0 < deadline <= self.now:
+            return self._wait_on(deadline)
 
         def decide(step: Step) -> str:
             instance = self._same(step)
@@ -67,16 +67,41 @@ class OverdueInstance:
         # Without a value this very change was found to have been made.
         return outcome.value or 'expired'
 
+    def _wait_on(self, deadline: int) -> str:
+        """Leave what waits alone; store the state of a gate's result again, which expires."""
+        refresh = self.settings.limits.gate_refresh
+        if self.instance.gate is not None and refresh:
+            self.application.show_waiting(
+                self.instance.task_id, self.manager.uid, self.instance.name
+            )
+            deadline = min(filter(None, (deadline, self.now + refresh)))
+        if not deadline:
+            return self._forget(self.session, self.instance)
+        return self._postpone(deadline)
+
+    def _ending(self) -> str:
+        """Tell those who wait for a gate's result that it has ended."""
+        if self.instance.lease > self.now:
+            return self._postpone(self.instance.lease)
+        if self.instance.token:
+            # Whoever was telling them is gone.
+            self._write({'token': '', 'lease': 0}, due=StorageTime())
+            return 'postponed'
+        head = self.session.head
+        wrapped = self.manager.storage.wrap(self.session, self.instance)
+        serving = self.manager._serving(head.manager)
+        return 'sent' if serving.dispatch_endings([wrapped], head.incarnation) else 'unsent'
+
     # --------------------------------------------------------------- scheduled
 
     def _scheduled(self) -> str:
         instance = self.instance
         if instance.eta > self.now + self.settings.limits.dispatch_grace:
             return self._postpone(instance.eta)
-        config = self.session.configuration.get(instance.task)
+        config = self.session.config_of(instance)
         if config is None:
             return self._fail('cannot be dispatched', 'the session no longer has its trigger task')
-        claims = self.application.makes_claims(instance.message.get('task', config.run))
+        claims = self.application.makes_claims(instance.message.get('task', config.celery_task))
         if instance.sends and not claims:
             # Sent again it might run twice. Whoever does not know the task leaves it to others.
             return self._repair() or self._postpone(self._later() if claims is False else None)
@@ -103,14 +128,15 @@ class OverdueInstance:
         if not self.due.calm and not instance.spared:
             return self._spare()
         repaired = self._repair()
-        if repaired is None and instance.loss.startswith(HANDED_OVER):
+        if repaired is None and instance.is_handed_over:
             return self._wait_for_replacement()
         return repaired or self._lose()
 
     def _wait_for_replacement(self) -> str:
         """Wait longer each time for a task that took another's place, and is in some queue."""
         instance = self.instance
-        if instance.sends >= self.settings.max_deliveries:
+        at_gate = instance.loss.startswith(HANDED_TO_GATE)
+        if instance.sends >= self.settings.max_deliveries and not at_gate:
             return self._lose()
         seconds = self.settings.redeliver_after * 2 ** min(instance.sends, MOST_DOUBLINGS)
         lease = StorageTime(int(seconds * 1000))
@@ -133,7 +159,7 @@ class OverdueInstance:
             # Its worker may have been heard of just now.
             if instance is None or instance.token != token or instance.lease > step.now:
                 return 'postponed'
-            step.lose(instance, lost_worker(message))
+            step.lose(instance, lost_worker(message), untold=True)
             return {
                 Status.SCHEDULED: 'again', Status.REPLAYED: 'replayed',
             }.get(instance.status, 'failed')
@@ -185,7 +211,8 @@ class OverdueInstance:
 
     def _fail(self, reason: str, message: str) -> str:
         facts = {**exception_facts(None), 'message': message}
-        return 'failed' if self._delivery().fail(reason, facts) else 'postponed'
+        failed = self._delivery().fail(reason, facts, untold=True)
+        return 'failed' if failed else 'postponed'
 
     def _delivery(self) -> Delivery:
         wrapped = self.manager.storage.wrap(self.session, self.instance)

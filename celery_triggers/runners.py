@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
 from celery.exceptions import Retry
 from kombu.exceptions import EncodeError
+from kombu.utils.functional import maybe_list
 
 from celery_triggers.delivery import Delivery, exception_facts
+from celery_triggers.engine.calls import END, RUN, filled
 from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import TriggersError
 from celery_triggers.forks import ForkLock
@@ -47,20 +51,127 @@ class BaseTaskRunner(ABC):
 
 def fail_dispatch(release: Release, exc: BaseException) -> None:
     """Fail an instance that no runner can execute."""
-    Delivery(release.manager, release.header).fail('cannot be dispatched', exception_facts(exc))
+    Delivery(release.manager, release.header).fail(
+        'cannot be dispatched', exception_facts(exc), untold=True
+    )
 
 
-def _arguments(app: Any, release: Release) -> dict[str, Any]:
-    """Return the kwargs of the message: a context's, or none for a plain task.
+@dataclass(slots=True)
+class Call:
+    """What is called for a released instance.
 
-    A task that is not known here may be either; its context reads them where it runs.
+    Attributes:
+        task: The name of the Celery task.
+        options: Of ``apply_async``.
     """
-    task = app.tasks.get(release.config.run)
-    kwargs = release.instance.kwargs
-    # kombu's JSON would read an object with these keys as something else.
-    if not getattr(task, 'takes_context', False) or kwargs.keys() == {'__type__', '__value__'}:
+
+    task: str
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _call(app: Any, release: Release) -> Call:
+    """Return what is called: a retry's message, a gate's signature, or what ``run`` says.
+
+    Raises:
+        TriggersError: An argument is to be a value that was not fired.
+    """
+    record = release.instance.record
+    if 'kwargs' in record.message:
+        call = Call(**copy(record.message))
+    else:
+        call = _own_call(release)
+        kwargs = release.instance.kwargs
+        takes_context = getattr(app.tasks.get(call.task), 'takes_context', False)
+        # Not known here it may be either; its context reads them where it runs. And kombu's
+        # JSON would read an object with these keys as something else.
+        if takes_context and kwargs.keys() != {'__type__', '__value__'}:
+            call.kwargs = {**call.kwargs, 'trigger_kwargs': kwargs}
+    headers = dict(call.options.get('headers') or {})
+    headers.pop('triggers_token', None)
+    call.options = {
+        **call.options,
+        'task_id': record.task_id,
+        'headers': {**headers, 'triggers': release.header},
+        'add_to_parent': False,
+    }
+    return call
+
+
+def _own_call(release: Release) -> Call:
+    record, received = release.instance.record, release.instance.kwargs
+    if record.gate is not None:
+        gate = record.gate
+        return Call(
+            gate.call['task'],
+            [*gate.args, *filled(gate.call['args'], received)],
+            {**filled(gate.call['kwargs'], received), **gate.kwargs},
+            dict(gate.call['options']),
+        )
+    run = release.config.run
+    if isinstance(run, str):
+        return Call(run)
+    if run.get('subtask_type'):
+        return Call(RUN, kwargs={'canvas': filled(run, received)}, options=_routed(run))
+    options = {k: v for k, v in (run.get('options') or {}).items() if k != 'countdown'}
+    return Call(
+        run['task'],
+        filled(run.get('args') or [], received),
+        filled(run.get('kwargs') or {}, received),
+        options,
+    )
+
+
+def _routed(canvas: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with which a canvas goes where its first task would go."""
+    inside = dict(canvas.get('kwargs') or {})
+    first = inside.get('tasks') or inside.get('header') or inside.get('task')
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if not isinstance(first, Mapping):
         return {}
-    return {'trigger_kwargs': kwargs}
+    if first.get('subtask_type') in ('chain', 'group', 'chord'):
+        return _routed(first)
+    options = first.get('options') or {}
+    routing = {name: options[name] for name in _ROUTING if options.get(name) is not None}
+    return {'route_name': first.get('task'), **routing}
+
+
+#: Options that say where a message goes.
+_ROUTING = ('queue', 'exchange', 'routing_key', 'priority')
+
+
+def _ending(release: Release) -> Call:
+    """Return the call that ends the result of a gate which will not run."""
+    record = release.instance.record
+    assert record.gate is not None
+    options = record.gate.call['options']
+    exception = record.metadata.get('exception') or {}
+    end = {
+        'status': record.status.value,
+        'reason': str(record.metadata.get('reason') or 'by hand'),
+        'missing': record.metadata.get('missing') or [],
+        'message': exception.get('message') or '',
+    }
+    request = {
+        'id': record.task_id,
+        'task': record.gate.call['task'],
+        'chain': options.get('chain'),
+        'chord': options.get('chord'),
+        'group': options.get('group_id'),
+        'group_index': options.get('group_index'),
+        'errbacks': maybe_list(options.get('link_error')),
+        'root_id': options.get('root_id'),
+        'parent_id': options.get('parent_id'),
+        'ignore_result': bool(options.get('ignore_result')),
+    }
+    routing = {name: options[name] for name in _ROUTING if options.get(name) is not None}
+    return Call(
+        END,
+        kwargs={'header': release.header, 'end': end, 'request': request},
+        options={'route_name': request['task'], 'add_to_parent': False, **routing},
+    )
 
 
 @task_runners.register('celery')
@@ -81,30 +192,20 @@ class CeleryTaskRunner(BaseTaskRunner):
         Args:
             options: Further options of ``apply_async``.
         """
-        record = release.instance.record
-        message = record.message
-        name = message.get('task', release.config.run)
-        stored = dict(message.get('options') or {})
-        headers = {**(stored.pop('headers', None) or {}), 'triggers': release.header}
-        options = {
-            **stored, **options,
-            'task_id': record.task_id, 'headers': headers, 'add_to_parent': False,
-        }
-        if record.eta:
-            options['eta'] = moment(record.eta)
-        task = self.app.tasks.get(name)
-        send = task.apply_async if task is not None else partial(self.app.send_task, name)
-        if 'kwargs' in message:
-            send(args=message['args'], kwargs=message['kwargs'], **options)
-            return
-        kwargs = _arguments(self.app, release)
+        call = _ending(release) if release.ends else _call(self.app, release)
+        options = {**call.options, **options}
+        if release.instance.record.eta and not release.ends:
+            options['eta'] = moment(release.instance.record.eta)
+        task = self.app.tasks.get(call.task)
+        send = task.apply_async if task is not None else partial(self.app.send_task, call.task)
         try:
-            send(kwargs=kwargs, **options)
+            send(args=call.args, kwargs=call.kwargs, **options)
         except EncodeError:
-            if not kwargs:
+            kwargs = {k: v for k, v in call.kwargs.items() if k != 'trigger_kwargs'}
+            if len(kwargs) == len(call.kwargs) or release.instance.record.message:
                 raise
             # task_serializer takes less than triggers_serializer, in which they are stored.
-            send(kwargs={}, **options)
+            send(args=call.args, kwargs=kwargs, **options)
 
     def _run_eagerly(self, release: Release) -> None:
         """Run here and now; what that releases runs after it, not inside it."""
@@ -126,27 +227,36 @@ class CeleryTaskRunner(BaseTaskRunner):
             raise errors[0]
 
     def _run_one(self, release: Release) -> None:
-        try:
-            _run_here(self.app, release, throw=self.app.conf.task_eager_propagates)
-        except TriggersError as exc:
-            fail_dispatch(release, exc)
+        run_one(self.app, release, throw=self.app.conf.task_eager_propagates)
 
 
-def _run_here(app: Any, release: Release, *, throw: bool) -> None:
-    task = app.tasks.get(release.config.run)
+def run_one(app: Any, release: Release, *, throw: bool) -> Any:
+    """Run a released instance here and now; return its last result, if it has one.
+
+    Raises:
+        EagerError: Its code raised, and that is passed on.
+    """
+    try:
+        return _run_here(app, release, throw=throw)
+    except TriggersError as exc:
+        fail_dispatch(release, exc)
+        return None
+
+
+def _run_here(app: Any, release: Release, *, throw: bool) -> Any:
+    call = _ending(release) if release.ends else _call(app, release)
+    task = app.tasks.get(call.task)
     if task is None:
-        raise TriggersError(f'no task {release.config.run!r} is registered in this process')
-    attempt: Any = partial(
-        task.apply,
-        # What another process would receive: nothing that one task changes shows to others.
-        kwargs=release.manager.storage.codec.copy(_arguments(app, release)),
-        task_id=release.instance.task_id,
-        headers={'triggers': release.header},
-        throw=throw,
-    )
+        raise TriggersError(f'no task {call.task!r} is registered in this process')
+    # What another process would receive: nothing that one task changes shows to others.
+    args, kwargs = release.manager.storage.codec.copy([call.args, call.kwargs])
+    names = ('task_id', 'headers', 'link', 'link_error', 'ignore_result')
+    options = {name: call.options[name] for name in names if name in call.options}
+    attempt: Any = partial(task.apply, args=args, kwargs=kwargs, throw=throw, **options)
+    result: Any = None
     try:
         while attempt is not None:
-            attempt = _attempt(release, attempt, throw=throw)
+            result, attempt = _attempt(release, attempt, throw=throw)
     except BaseException as exc:
         # Celery sends no signal for what it lets through to the caller.
         if release.manager.storage[release.instance.name].status is Status.RUNNING:
@@ -154,12 +264,13 @@ def _run_here(app: Any, release: Release, *, throw: bool) -> None:
         if not isinstance(exc, Exception):
             raise
         raise EagerError(exc) from exc
+    return result
 
 
 def _attempt(release: Release, attempt: Callable[[], object], *, throw: bool) -> Any:
-    """Make one attempt; return the next one if Celery left it to the caller."""
+    """Make one attempt; return its result, and the next one if Celery left that to the caller."""
     try:
-        attempt()
+        return attempt(), None
     except Retry as exc:
         # Where errors propagate, Celery raises its own retry instead of making it.
         signature: Any = getattr(exc, 'sig', None)
@@ -167,8 +278,7 @@ def _attempt(release: Release, attempt: Callable[[], object], *, throw: bool) ->
             raise
         _running(release).retry(0, send=False)
         retries = signature.options.get('retries', 0)
-        return partial(signature.apply, retries=retries, throw=throw)
-    return None
+        return None, partial(signature.apply, retries=retries, throw=throw)
 
 
 def _running(release: Release) -> Delivery:
@@ -204,12 +314,10 @@ class ThreadingTaskRunner(BaseTaskRunner):
 
     def _run(self, release: Release) -> None:
         try:
-            _run_here(self.app, release, throw=False)
+            run_one(self.app, release, throw=False)
         except EagerError:
             # The failure is the instance's; there is no caller here to tell.
             pass
-        except TriggersError as exc:
-            fail_dispatch(release, exc)
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())

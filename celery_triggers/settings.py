@@ -7,6 +7,7 @@ configuration whenever they are needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from kombu.serialization import prepare_accept_content, registry  # type: ignore[attr-defined]
@@ -40,11 +41,15 @@ _OF_CELERY: dict[str, Any] = {
     'accept_content': ['json'],
     'broker_url': None,
     'result_backend': None,
+    'result_expires': None,
     'task_always_eager': False,
 }
 
 #: A hundred years: what is beyond that no storage can count in milliseconds for long.
 MOST_SECONDS = 100 * 365 * 86400
+
+#: The shortest time after which the state of a waiting gate is stored again (milliseconds).
+LEAST_REFRESH = 500
 
 _URL_SCHEMES = {
     'redis': 'redis',
@@ -163,7 +168,16 @@ class Settings:
             dispatch_grace=int(self.dispatch_grace * 1000),
             max_deliveries=self.max_deliveries,
             max_cascade=self.max_cascade,
+            gate_refresh=self._gate_refresh(),
         )
+
+    def _gate_refresh(self) -> int:
+        """Return in how many milliseconds half of a result's life is over; 0: it has no end."""
+        expires = self._get('result_expires', None)
+        if not expires or not self._get('result_backend', None):
+            return 0
+        seconds = expires.total_seconds() if isinstance(expires, timedelta) else float(expires)
+        return max(LEAST_REFRESH, int(seconds * 500))
 
     def storage_location(self) -> tuple[str, str | None]:
         """Return the registry key of the storage and its URL, if it has one.

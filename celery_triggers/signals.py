@@ -187,7 +187,9 @@ def on_postrun(
         else:
             metadata = retval.metadata if isinstance(retval, Skipped) else None
             counted = delivery.skip(metadata, level)
-        if counted:
+        # The result of a gate that is replayed is still to come, under the same id.
+        comes = isinstance(retval, Replayed) and delivery.header.get('gate')
+        if counted and not comes:
             # Not otherwise: the sweep would take the result for the instance's outcome.
             _store_none(sender, request)
 

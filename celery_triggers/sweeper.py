@@ -1,4 +1,4 @@
-"""The part of a worker that sweeps and beats, in threads of its own in every kind of pool."""
+"""The part of a worker that looks after sessions, in threads of its own in every kind of pool."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from celery_triggers.forks import ForkGate
 from celery_triggers.heart import BEATS, Heart
 from celery_triggers.overdue import SweepReport
 from celery_triggers.parent import deliveries_of, end
+from celery_triggers.revocations import Revocations
 
 __all__ = ['Sweeper', 'SweeperStep']
 
@@ -98,7 +99,7 @@ class Sweeper:
 
 
 class SweeperStep(bootsteps.StartStopStep):
-    """Starts the worker's heartbeats and its sweeps.
+    """Starts the worker's heartbeats, its sweeps, and its look-out for revoked gates.
 
     They go on while the pool is stopped, since tasks still run then; the signal
     ``worker_shutdown`` ends them, which comes after that, or :meth:`terminate`.
@@ -112,6 +113,7 @@ class SweeperStep(bootsteps.StartStopStep):
         parent.triggers_step = self
         self.sweeper: Sweeper | None = None
         self.heart: Heart | None = None
+        self.revocations: Revocations | None = None
 
     def start(self, parent: Any) -> None:
         triggers = parent.app.triggers
@@ -126,6 +128,10 @@ class SweeperStep(bootsteps.StartStopStep):
                 lambda: float(triggers.settings.lease) / BEATS,
             )
             self.sweeper = Sweeper(triggers)
+            self.revocations = Revocations(
+                triggers, lambda: float(triggers.settings.sweep_interval) or 10.0
+            )
+            self.revocations.start()
             self.heart.start()
             self.sweeper.start()
 
@@ -137,4 +143,6 @@ class SweeperStep(bootsteps.StartStopStep):
         if self.heart is not None and self.sweeper is not None:
             self.heart.stop()
             self.sweeper.stop()
+        if self.revocations is not None:
+            self.revocations.stop()
         end(parent.app)

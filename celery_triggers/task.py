@@ -24,6 +24,7 @@ from kombu.exceptions import OperationalError
 
 from celery_triggers.context import TaskContext
 from celery_triggers.delivery import Delivery, exception_facts, is_header, uptime
+from celery_triggers.engine.calls import GATE
 from celery_triggers.engine.instances import AGAIN, FAIL, replay_at_most
 from celery_triggers.exceptions import StorageUnavailable, TriggersError
 from celery_triggers.firing import Run
@@ -139,15 +140,16 @@ class TriggerTask(_BaseTask):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run with a context: one that is given first, or that of the request."""
         context, rest = self._context_and_rest(args, kwargs)
-        return self._run(context, *rest)
+        kwargs.pop('trigger_kwargs', None)
+        return self._run(context, *rest, **kwargs)
 
     def _run(self, context: TaskContext, *args: Any, **kwargs: Any) -> Any:
         """Do the work; to be overridden.
 
         Args:
             context: The context of this run.
-            args: In a chain, the previous result.
-            kwargs: Nothing; with it, type checkers accept overrides without ``args``.
+            args: In a chain, the previous result; then those of its signature.
+            kwargs: Those of its signature.
 
         Returns:
             A mapping becomes the kwargs of the cascade; ``None`` becomes ``{}``;
@@ -405,12 +407,21 @@ class TriggerTask(_BaseTask):
             return super().on_replace(sig)
         delivery = self._delivery()
         assert delivery is not None
-        delivery.hand_over()
+        delivery.hand_over(waits=_has_gate(sig))
         carried = {**header, 'claim': delivery.token}
-        if isinstance(sig, (_chain, _chord)):
-            failed = self.app.tasks['celery_triggers.replacement_failed']
-            sig.link_error(failed.s(header=carried))
+        tasks = self.app.tasks
+        failed = tasks['celery_triggers.replacement_failed'].s(header=carried)
+        if isinstance(sig, _chord):
+            # A header that fails calls the body's error callbacks.
+            sig.body.link_error(failed)
+        elif isinstance(sig, _chain):
+            sig.link_error(failed)
         for final in _finals(sig):
+            if final.subtask_type == GATE:
+                # Its message has the header of its own instance.
+                final.link(tasks['celery_triggers.replacement_finished'].s(header=carried))
+                final.link_error(failed)
+                continue
             final.options['headers'] = {
                 **(final.options.get('headers') or {}), 'triggers': carried,
             }
@@ -430,6 +441,13 @@ def _finals(sig: Any) -> list[Any]:
         last = [*sig.tasks[-1:], *(frozen[0][:1] if frozen else ())]
         return [final for task in last for final in _finals(task)]
     return [sig]
+
+
+def _has_gate(value: Any) -> bool:
+    """Tell whether there is a gate in a canvas, so that it may take any time."""
+    if isinstance(value, Mapping):
+        return value.get('subtask_type') == GATE or any(map(_has_gate, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_has_gate, value))
 
 
 def _with_token(request: Any) -> Any:

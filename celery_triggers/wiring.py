@@ -49,6 +49,9 @@ class Application(Protocol):
     def stored_outcome(self, task_id: str) -> StoredOutcome | None:
         """Return how a task ended, if the result backend knows that it has."""
 
+    def show_waiting(self, task_id: str, uid: str, instance: str) -> None:
+        """Store in the result backend that a task waits at a gate."""
+
     def makes_claims(self, task_name: str) -> bool | None:
         """Tell whether deliveries of a task claim; ``None``: it is not registered here."""
 

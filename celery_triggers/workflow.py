@@ -117,7 +117,15 @@ class Workflows:
             return None
         return self._name_of(value, declaration)
 
-    def _name_of(self, task: Any, declaration: Declaration) -> str:
+    def trigger_of(self, task: Any) -> str:
+        """Return the name of the trigger task that a Celery task stands for.
+
+        Raises:
+            InvalidConfiguration: It stands for none, or for several.
+        """
+        return self._name_of(task, None)
+
+    def _name_of(self, task: Any, declaration: Declaration | None) -> str:
         names = {d.name for d in self._declarations if d.task is task}
         if not names:
             run = getattr(task, 'name', None)
@@ -128,7 +136,8 @@ class Workflows:
         if len(names) != 1:
             what = f'stands for {sorted(names)}' if names else 'is no trigger task'
             raise InvalidConfiguration(
-                f'{task!r} {what}; write the name of a trigger', task=declaration.name
+                f'{task!r} {what}; write the name of a trigger',
+                task=declaration.name if declaration is not None else None,
             )
         return names.pop()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from celery_triggers.engine.calls import celery_task, delay_of, parse_run, placeholders
 from celery_triggers.engine.conditions import (
     ALWAYS,
     NEVER,
@@ -53,7 +54,7 @@ class TaskConfig:
         after: All of it must hold for an instance to be released.
         and_every: Each firing of this trigger asks for an instance of its own.
         unless: Once it holds, instances that wait are abandoned.
-        run: The name of the Celery task to run.
+        run: The name of the Celery task to run, or a signature, see :mod:`.engine.calls`.
         with_params: Static kwargs, ``{trigger: {name: value}}``, merged under fired ones.
         using: The key of a task runner, or ``None`` for the manager's default.
         within: Seconds until an instance that still waits expires, or ``None``.
@@ -61,7 +62,7 @@ class TaskConfig:
     """
 
     name: str
-    run: str
+    run: str | Mapping[str, Any]
     after: Condition = ALWAYS
     and_every: str | None = None
     unless: Condition = NEVER
@@ -78,6 +79,16 @@ class TaskConfig:
         if self.every is None:
             return self.after
         return AllOf((self.after, self.every))
+
+    @cached_property
+    def celery_task(self) -> str:
+        """The name of the Celery task whose message is sent."""
+        return celery_task(self.run)
+
+    @cached_property
+    def delay(self) -> int:
+        """In how many milliseconds after its release an instance may run."""
+        return delay_of(self.run)
 
     @cached_property
     def every(self) -> On | None:
@@ -103,6 +114,10 @@ class TaskConfig:
         """Return the leaves that receive a firing of ``trigger`` as it comes."""
         return [leaf for leaf in self.leaves if leaf.trigger == trigger and leaf.times is None]
 
+    def leaves_of(self, trigger: str) -> list[On]:
+        """Return all leaves on ``trigger``, those that count included."""
+        return [leaf for leaf in self.leaves if leaf.trigger == trigger]
+
     def triggers_beside(self, received: Container[str]) -> set[str]:
         """Return the triggers of the leaves whose keys are not in ``received``."""
         return {leaf.trigger for leaf in self.leaves if leaf.key not in received}
@@ -110,7 +125,7 @@ class TaskConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the directives that are set, under their JSON names."""
         values: dict[str, Any] = dict(self.extra)
-        values['run'] = self.run
+        values['run'] = self.run if isinstance(self.run, str) else dict(self.run)
         if self.after != ALWAYS:
             values['after'] = self.after.to_json()
         if self.unless != NEVER:
@@ -122,12 +137,14 @@ class TaskConfig:
         return values
 
 
-def parse_task(name: Any, directives: Any) -> TaskConfig:
+def parse_task(name: Any, directives: Any, *, conditional: bool = True) -> TaskConfig:
     """Read one trigger task.
 
     Args:
         name: Its name, by convention beginning with ``t_``.
         directives: A mapping with JSON (``andEvery``) or Python (``and_every``) keys.
+        conditional: Whether it must have a condition, without which nothing ever asks for
+            an instance.
 
     Raises:
         InvalidConfiguration: It names the directive at fault and how to mend it.
@@ -153,7 +170,8 @@ def parse_task(name: Any, directives: Any) -> TaskConfig:
         extra=_plain_json(name, None, extra),
     )
     _check_keys(config)
-    if not len(config.after) and config.and_every is None:
+    _check_placeholders(config)
+    if conditional and not len(config.after) and config.and_every is None:
         raise InvalidConfiguration(
             'it can never run: give it "after" or "andEvery"', task=name, directive='after'
         )
@@ -227,20 +245,26 @@ def _refuse_misspelled(name: str, key: str) -> None:
         )
 
 
-def _run(name: str, known: Mapping[str, Any]) -> str:
+def _run(name: str, known: Mapping[str, Any]) -> str | dict[str, Any]:
     run: Any = known.get('run')
-    if isinstance(run, Mapping):
-        raise InvalidConfiguration(
-            'signatures are not supported by this version; write the name of a Celery task',
-            task=name,
-            directive='run',
-        )
-    problem = problem_with(run)
-    if problem:
-        raise InvalidConfiguration(
-            f'the name of a Celery task is wanted; it {problem}', task=name, directive='run'
-        )
-    return plain(run)
+    try:
+        parsed = parse_run(run)
+    except InvalidConfiguration as exc:
+        raise InvalidConfiguration(str(exc), task=name, directive='run') from exc
+    return parsed if isinstance(parsed, str) else _plain_json(name, 'run', parsed)
+
+
+def _check_placeholders(config: TaskConfig) -> None:
+    """Refuse placeholders for values that an instance never receives."""
+    known = {leaf.key for leaf in config.leaves}.union(config.with_params)
+    for kwarg in () if isinstance(config.run, str) else placeholders(config.run):
+        if kwarg.key not in known:
+            raise InvalidConfiguration(
+                f'an argument is to be {kwarg.name!r} of {kwarg.key!r}, which its condition '
+                f'does not name; it has: {", ".join(sorted(known)) or "nothing"}',
+                task=config.name,
+                directive='run',
+            )
 
 
 def _condition(name: str, directive: str, value: Any, default: Condition) -> Condition:
@@ -314,12 +338,21 @@ def _within(name: str, value: Any) -> float | None:
 def _plain_json(name: str, directive: str | None, value: Mapping[Any, Any]) -> dict[str, Any]:
     """Return a copy that shares nothing with the caller's and holds JSON alone."""
     try:
-        copy = json.loads(json.dumps(value, allow_nan=False))
+        copy = json.loads(json.dumps(value, allow_nan=False, default=_as_json))
     except (TypeError, ValueError) as exc:
         raise InvalidConfiguration(
             f'a configuration holds JSON alone: {exc}', task=name, directive=directive
         ) from exc
     return dict(copy)
+
+
+def _as_json(value: Any) -> Any:
+    """Return what stands in JSON for a placeholder, or for an iterator of a canvas."""
+    if isinstance(value, Kwarg):
+        return value.to_json()
+    if hasattr(value, '__json__'):
+        return value.__json__()
+    raise TypeError(f'{type(value).__name__} is not JSON')
 
 
 class Configuration(Mapping[str, TaskConfig]):

@@ -7,7 +7,8 @@ waiting instances always equal a recount.
 from __future__ import annotations
 
 from celery_triggers.engine.configuration import Configuration
-from celery_triggers.engine.instances import Instance
+from celery_triggers.engine.gates import Gate
+from celery_triggers.engine.instances import ENDING, Instance
 from celery_triggers.engine.session import Session
 from celery_triggers.engine.transitions import RESOLVED, WITH_DUE_DATE, Event, Status
 
@@ -25,6 +26,8 @@ class Draft:
         new_configuration: What the session is to have from now on, if that changes.
         dues: Due dates to be set, by instance; 0: it has none any more.
         delayed: The event ids of delayed firings that came or went.
+        gates: Which gate waits under a task id from now on, ``''``: none does any more.
+        to_end: The names of gates whose end is to be told, after the commit.
     """
 
     def __init__(self, session: Session, now: int):
@@ -39,6 +42,8 @@ class Draft:
         self.new_configuration: Configuration | None = None
         self.dues: dict[str, int] = {}
         self.delayed: set[str] = set()
+        self.gates: dict[str, str] = {}
+        self.to_end: list[str] = []
 
     # --------------------------------------------------------------- instances
 
@@ -53,19 +58,27 @@ class Draft:
         self._recount(instance, before)
 
     def _recount(self, instance: Instance, before: Status) -> None:
-        counts = self.session.counts_of(instance.task)
-        self.counted.add(instance.task)
+        waited = before is Status.UNSTARTED
+        resolved = before not in RESOLVED and instance.is_resolved
+        if instance.gate is None:
+            counts = self.session.counts_of(instance.task)
+            counts.unstarted -= waited
+            counts.unresolved -= resolved
+            self.counted.add(instance.task)
+        self.session.head.unresolved -= resolved
         had_date = before in WITH_DUE_DATE
-        if before is Status.UNSTARTED:
-            counts.unstarted -= 1
+        if waited:
             self._drop_waits(instance)
-            task = self.session.configuration.get(instance.task)
+            task = self.session.config_of(instance)
             had_date = bool(instance.until) or (task is not None and task.within is not None)
+            if instance.gate is not None:
+                had_date = True
+                self._forget_gate(instance, instance.gate)
+        if instance.is_ending:
+            # It was replayed or skipped before anybody was told.
+            instance.loss, had_date = '', True
         if had_date and instance.status not in WITH_DUE_DATE:
             self.dues[instance.name] = 0
-        if before not in RESOLVED and instance.is_resolved:
-            counts.unresolved -= 1
-            self.session.head.unresolved -= 1
         self.touch(instance)
 
     def _set_waits(self, instance: Instance, wanted: set[str]) -> None:
@@ -86,7 +99,7 @@ class Draft:
 
     def _drop_waits(self, instance: Instance) -> None:
         """Take an instance that no longer waits out of the index."""
-        task = self.session.configuration.get(instance.task)
+        task = self.session.config_of(instance)
         for trigger in task.triggers_beside(instance.received) if task else ():
             self._remove_wait(trigger, instance)
 
@@ -99,12 +112,20 @@ class Draft:
         else:
             into.add(wait)
 
-    def _next_instance(self, task: str) -> Instance:
+    def _next_instance(
+        self, task: str, gate: Gate | None = None, task_id: str = ''
+    ) -> Instance:
         counts = self.session.counts_of(task)
-        instance = Instance(task, counts.total, changed=self.now)
+        instance = Instance(task, counts.total, task_id=task_id, changed=self.now, gate=gate)
         counts.total += 1
-        counts.unresolved += 1
-        counts.unstarted += 1
+        if gate is None:
+            counts.unresolved += 1
+            counts.unstarted += 1
+        else:
+            # Gates are counted in the head: which ones a firing reaches is known too late.
+            self.session.head.gates += 1
+            self.session.head.aside += gate.aside
+            self.gates[task_id] = instance.name
         self.session.head.unresolved += 1
         self.session.instances[instance.name] = instance
         self.counted.add(task)
@@ -112,14 +133,32 @@ class Draft:
         self.touch(instance)
         return instance
 
+    def _forget_gate(self, instance: Instance, gate: Gate) -> None:
+        """Note that a gate waits no longer."""
+        self.session.head.gates -= 1
+        self.session.head.aside -= gate.aside
+        self.gates[instance.task_id] = ''
+
     def clone(self, instance: Instance) -> Instance:
-        """Make a new unstarted instance with the kwargs of this one, a level deeper."""
-        new = self._next_instance(instance.task)
+        """Make a new unstarted instance with the kwargs of this one, a level deeper.
+
+        That of a gate has the same task id, which whoever waits for its result knows.
+        """
+        task_id = instance.task_id if instance.gate is not None else ''
+        new = self._next_instance(instance.task, instance.gate, task_id)
         new.received = dict(instance.received)
         new.cascade = instance.cascade
         new.depth = instance.depth + 1
         new.metadata['parent'] = instance.name
         return new
+
+    def _end_gate(self, instance: Instance, due: int) -> None:
+        """Have everybody told who waits for the result of a gate that will not run."""
+        if instance.gate is not None:
+            instance.loss = ENDING
+            instance.token, instance.lease, instance.sends = '', 0, 0
+            self.dues[instance.name] = due
+            self.to_end.append(instance.name)
 
     def _unstarted(self) -> list[Instance]:
         found = [i for i in self.session.instances.values() if i.status is Status.UNSTARTED]

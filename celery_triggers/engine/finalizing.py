@@ -46,6 +46,12 @@ def _reckon(configuration: Configuration) -> Reckoning:
     )
 
 
+def waits_for_the_end(configuration: Configuration, gate: TaskConfig) -> bool:
+    """Tell whether a gate cannot be released before ``sessionFinalized``."""
+    late = {SESSION_FINALIZED, *reckon(configuration).followers}
+    return not could_hold(gate, gate.triggers - late)
+
+
 def could_hold(task: TaskConfig, triggers: Container[str]) -> bool:
     """Tell whether a task can be released if these triggers come, often and as it wants."""
     return task.wanted.holds({leaf.key for leaf in task.leaves if leaf.trigger in triggers})
@@ -78,6 +84,6 @@ def is_settled(session: Session) -> bool:
         return False
     reckoning = reckon(session.configuration)
     waiting = sum(session.counts_of(name).unstarted for name in reckoning.followers)
-    if head.unresolved > waiting:
+    if head.unresolved > waiting + head.aside:
         return False
     return all(session.counts_of(name).total for name in reckoning.expected)

@@ -191,12 +191,47 @@ class FiringStep(Draft):
         firing.number = session.head.firings
         self._applying = firing
         self._count(firing)
-        for task in session.configuration.listeners(firing.trigger):
-            firing.heard_by.append(task.name)
-            for instance in self._reached(task, firing):
-                self._judge(task, instance)
+        gates: dict[str, list[Instance]] = {}
+        for instance in session.gates_waiting_for(firing.trigger):
+            gates.setdefault(instance.task, []).append(instance)
+        tasks = {task.name: task for task in session.configuration.listeners(firing.trigger)}
+        for name in sorted({*tasks, *gates}):
+            firing.heard_by.append(name)
+            reached = self._reached(tasks[name], firing) if name in tasks else []
+            for instance in reached:
+                self._judge(tasks[name], instance)
+            for instance in gates.get(name, ()):
+                self._pass_gate(instance, firing)
         self.records.append(firing)
         self._applying = None
+
+    def _pass_gate(self, instance: Instance, firing: FiringRecord) -> None:
+        """Let a firing reach a gate that waits for it."""
+        assert instance.gate is not None
+        if instance.status is not Status.UNSTARTED:
+            # Something of this very firing has ended it.
+            return
+        task = instance.gate.config(instance.task)
+        if instance.gate.template and firing.trigger == task.and_every:
+            self._judge(task, self._copy_of(task, instance, firing))
+        if firing.trigger in instance.waits_for(task):
+            every = task.every is not None and task.every.key not in instance.received
+            self._give(task, instance, firing, every=every and not instance.gate.template)
+            self._judge(task, instance)
+
+    def _copy_of(self, task: TaskConfig, template: Instance, firing: FiringRecord) -> Instance:
+        """Make the instance that a firing of a gate's ``andEvery`` asks for."""
+        assert template.gate is not None
+        copy = self._next_instance(template.task, template.gate.copy(), self.new_id())
+        for leaf in task.leaves:
+            # What the template has may have been fired again since.
+            known = self._known(leaf) if leaf.key in template.received else None
+            if known is not None:
+                copy.received[leaf.key] = known.kwargs
+        copy.cascade = self._applying.depth if self._applying is not None else 0
+        self._receive(task, copy, firing, every=True)
+        self._wait(task, copy)
+        return copy
 
     def _count(self, firing: FiringRecord) -> None:
         """Remember a firing as its trigger's latest, and as that of each filter it passes."""
@@ -204,6 +239,9 @@ class FiringStep(Draft):
         filters = self.session.configuration.filters(trigger)
         known = self.session.latest_of(trigger)
         matched = known.matches if known else {}
+        if self.session.head.gates:
+            # Gates may have brought filters of their own.
+            filters = sorted({*filters, *matched})
         latest = self.session.latest[trigger] = Latest(
             known.count + 1 if known else 1,
             firing.kwargs,
@@ -259,9 +297,12 @@ class FiringStep(Draft):
     def _wait(self, task: TaskConfig, instance: Instance) -> None:
         """Note what a waiting instance waits for, and until when."""
         self._set_waits(instance, instance.waits_for(task))
-        deadline = instance.deadline(task)
-        if deadline:
-            self.dues[instance.name] = deadline
+        due = instance.deadline(task)
+        if instance.gate is not None and self.limits.gate_refresh:
+            # Its result's state must not expire while it waits.
+            due = min(filter(None, (due, self.now + self.limits.gate_refresh)))
+        if due:
+            self.dues[instance.name] = due
 
     def _receive(
         self, task: TaskConfig, instance: Instance, firing: FiringRecord, *, every: bool
@@ -308,7 +349,8 @@ class FiringStep(Draft):
             if wanted is None or not (told or leaf.trigger in triggers):
                 continue
             known = self._known(leaf) or Latest(0, {})
-            if known.count >= wanted and instance.receive(leaf, known.kwargs):
+            before = instance.gate.since.get(leaf.key, 0) if instance.gate is not None else 0
+            if known.count - before >= wanted and instance.receive(leaf, known.kwargs):
                 taken.append(leaf.key)
 
     def _known(self, leaf: On) -> Latest | None:
@@ -328,17 +370,28 @@ class FiringStep(Draft):
             leaves = dict.fromkeys(task.unless.leaves())
             held = ', '.join(leaf.key for leaf in leaves if leaf.key in instance.received)
             self._abandon(task, instance, f'unless: {held}')
+        elif instance.gate is not None and instance.gate.template:
+            return
         elif task.wanted.holds(instance.received):
             self._release(task, instance)
 
     def _release(self, task: TaskConfig, instance: Instance) -> None:
         self._advance(instance, Event.RELEASE)
-        instance.task_id = self.new_id()
+        # A gate has the id that whoever waits for its result knows.
+        instance.task_id = instance.task_id or self.new_id()
+        self._delay(task, instance)
         self.released.append(instance.name)
         if self._applying is not None:
             self._applying.released.append(instance.name)
             instance.cascade = self._applying.depth
         self._schedule(instance)
+
+    def _delay(self, task: TaskConfig, instance: Instance) -> None:
+        """Put off a released instance whose signature has a countdown or an ETA."""
+        gate = instance.gate
+        delay, eta = (gate.delay, gate.eta) if gate is not None else (task.delay, 0)
+        eta = max(instance.eta, eta, self.now + delay if delay else 0)
+        instance.eta = eta if eta > self.now else instance.eta
 
     def _schedule(self, instance: Instance, *, send: bool = True) -> None:
         """Give a scheduled instance its due date, and have it sent if it runs soon."""
@@ -354,12 +407,21 @@ class FiringStep(Draft):
     def _abandon(self, task: TaskConfig | None, instance: Instance, reason: str) -> None:
         self._advance(instance, Event.ABANDON)
         instance.metadata['reason'] = reason
+        self._tell_end(task, instance)
         self._fire_abandoned(task, instance, reason)
 
     def _expire(self, task: TaskConfig | None, instance: Instance) -> None:
         self._advance(instance, Event.EXPIRE)
         instance.metadata['reason'] = 'deadline'
+        self._tell_end(task, instance)
         self._fire_abandoned(task, instance, 'deadline', 'expired')
+
+    def _tell_end(self, task: TaskConfig | None, instance: Instance) -> None:
+        """Have the result of a gate ended that will not run."""
+        if instance.gate is not None:
+            if task is not None:
+                instance.metadata['missing'] = instance.missing(task)
+            self._end_gate(instance, self.now + self.limits.dispatch_grace)
 
     def _fire_abandoned(
         self, task: TaskConfig | None, instance: Instance, reason: str, outcome: str = 'abandoned'

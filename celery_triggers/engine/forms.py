@@ -19,7 +19,9 @@ from celery_triggers.engine.filters import check_filter
 from celery_triggers.engine.names import plain, problem_with
 from celery_triggers.exceptions import InvalidConfiguration
 
-__all__ = ['all_of', 'any_of', 'at_least', 'kwarg', 'on', 'parse_condition']
+__all__ = [
+    'all_of', 'any_of', 'at_least', 'kwarg', 'on', 'parse_condition', 'refuse_ambiguous_unless',
+]
 
 
 def all_of(*members: Any) -> Condition:
@@ -225,3 +227,20 @@ def check_members(condition: Condition) -> None:
 
 def _listed(keys: Iterable[Any]) -> str:
     return ', '.join(repr(key) for key in keys)
+
+
+def refuse_ambiguous_unless(unless: Any, task: str | None) -> None:
+    """Refuse a plain list of several triggers under ``unless`` in code.
+
+    Raises:
+        InvalidConfiguration: It is one.
+    """
+    kind = type(unless)
+    plain_list = issubclass(kind, (list, tuple, set, frozenset))
+    if plain_list and not issubclass(kind, Condition) and len(unless or ()) > 1:
+        raise InvalidConfiguration(
+            'a plain list of several triggers reads as "either" but means "all of them"; '
+            'write any_of(...) or all_of(...)',
+            task=task,
+            directive='unless',
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 from celery_triggers.engine.conditions import On, with_counters
 from celery_triggers.engine.configuration import TaskConfig
+from celery_triggers.engine.gates import Gate
 from celery_triggers.engine.names import instance_name
 from celery_triggers.engine.transitions import RESOLVED, Event, Status, next_status
 
@@ -19,6 +20,14 @@ AGAIN, FAIL = 'again', 'fail'
 #: Begins the ``loss`` of an instance whose task put another in its own place: nobody holds
 #: it for the time being.
 HANDED_OVER = 'handed over:'
+
+#: The same, where that may take any time: there is a gate before its end.
+HANDED_TO_GATE = 'at a gate:'
+
+
+#: The ``loss`` of a gate that has ended without having run, until whoever waits for its
+#: result has been told.
+ENDING = 'ending'
 
 
 def replay_at_most(replays: int | None) -> str:
@@ -45,7 +54,7 @@ class Instance:
         claimed: When it was claimed, which is no commit; 0 if it does not run.
         loss: What becomes of it if its worker is lost, set by the claim: one of
             :data:`AGAIN`, :data:`FAIL` and ``replay:<most replays>``, perhaps after
-            :data:`HANDED_OVER`.
+            :data:`HANDED_OVER` or :data:`HANDED_TO_GATE`. Of a gate that has ended: :data:`ENDING`.
         spared: 1 if its lease was extended, after a time in which nobody could have
             renewed it, and its worker has not been heard of since.
         received: ``{leaf key: kwargs}``, as fired.
@@ -58,6 +67,7 @@ class Instance:
         until: When it expires if it still waits, in milliseconds, where the application has
             said so; 0: its task's ``within`` counts, if it has one.
         log_level: The highest level that its logger context saw.
+        gate: What it brings along if a gate made it, and not the session's configuration.
     """
 
     task: str
@@ -84,6 +94,7 @@ class Instance:
     message: dict[str, Any] = field(default_factory=dict)
     cascade: int = 0
     until: int = 0
+    gate: Gate | None = None
 
     @property
     def name(self) -> str:
@@ -94,9 +105,19 @@ class Instance:
         return self.status in RESOLVED
 
     @property
+    def is_ending(self) -> bool:
+        """Whether those who wait for a gate's result are still to be told that it ended."""
+        return self.loss == ENDING
+
+    @property
     def policy(self) -> str:
         """What becomes of it if its worker is lost."""
-        return self.loss.removeprefix(HANDED_OVER)
+        return self.loss.removeprefix(HANDED_OVER).removeprefix(HANDED_TO_GATE)
+
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether another task takes its place."""
+        return self.loss.startswith((HANDED_OVER, HANDED_TO_GATE))
 
     @property
     def replays_when_lost(self) -> bool:

@@ -63,6 +63,12 @@ def outcome(instance: str) -> Planner:
     return planner
 
 
+def gate(name: str, triggers: Iterable[str]) -> Planner:
+    """Plan for a gate that is applied under a name and waits for these triggers."""
+    own = Plan(latest=frozenset(triggers), tasks=frozenset({name}))
+    return _with(firing(outcome_trigger(name, 'abandoned')), own)
+
+
 def plan_firing(
     configuration: Configuration, triggers: Iterable[str], *, finalizing: bool
 ) -> Plan:
@@ -91,7 +97,8 @@ def _plan_firing(
             ends = (outcome_trigger(task.name, end) for end in ('abandoned', 'expired'))
             pending += [end for end in ends if configuration.listeners(end)]
     return Plan(
-        waiting=frozenset(t for t in fired if configuration.listeners(t)),
+        # The first also where no trigger task listens to it: a gate may.
+        waiting=frozenset(t for t in fired if configuration.listeners(t)).union(triggers[:1]),
         latest=frozenset(t for task in heard.values() for t in task.triggers).union(fired),
         tasks=frozenset(configuration if finalizing else heard),
     )

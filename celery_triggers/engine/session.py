@@ -24,6 +24,8 @@ class Head:
         cancelled: The reason if the session was cancelled, else ``None``.
         metadata: JSON of the application's.
         begun: When :meth:`.TriggerManager.start` was called, if it was, in milliseconds.
+        gates: How many gates wait.
+        aside: How many of them wait while the session can be final.
     """
 
     incarnation: str = ''
@@ -37,6 +39,8 @@ class Head:
     cancelled: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     begun: int = 0
+    gates: int = 0
+    aside: int = 0
 
     @property
     def has_begun(self) -> bool:
@@ -46,7 +50,10 @@ class Head:
 
 @dataclass(slots=True)
 class Counts:
-    """How many instances a trigger task has: in all, unresolved, and unstarted."""
+    """How many instances a trigger task has: in all, unresolved, and unstarted.
+
+    Those of gates are counted in all alone.
+    """
 
     total: int = 0
     unresolved: int = 0
@@ -58,7 +65,8 @@ class Latest:
     """How often a trigger was fired, and with which kwargs last.
 
     Attributes:
-        matches: The same of the firings that matched a filter, by filter.
+        matches: The same of the firings that matched a filter, by filter. A count of 0
+            stands for a filter that is asked and has not matched.
     """
 
     count: int
@@ -66,8 +74,9 @@ class Latest:
     matches: dict[str, Latest] = field(default_factory=dict)
 
     def of(self, where: str | None) -> Latest | None:
-        """Return this of all firings, or of those that matched a filter."""
-        return self if where is None else self.matches.get(where)
+        """Return this of all firings, or of those that matched a filter; ``None``: of none."""
+        found = self if where is None else self.matches.get(where)
+        return found if found is not None and found.count else None
 
     def count_match(self, where: str, kwargs: dict[str, Any]) -> None:
         """Note that a firing matched a filter."""
@@ -229,7 +238,26 @@ class Session:
         if not self.plan.whole and trigger not in self.plan.waiting:
             raise NotLoaded(Plan(waiting=frozenset({trigger})))
         found = (self.instances[name] for name in self.waiting.get(trigger, ()))
-        return sorted((i for i in found if i.task == task.name), key=lambda i: i.number)
+        return sorted(
+            (i for i in found if i.task == task.name and i.gate is None), key=lambda i: i.number
+        )
+
+    def gates_waiting_for(self, trigger: str) -> list[Instance]:
+        """Return the gates that a firing of ``trigger`` can reach, by name and number."""
+        if not self.head.gates:
+            return []
+        if not self.plan.whole and trigger not in self.plan.waiting:
+            raise NotLoaded(Plan(waiting=frozenset({trigger})))
+        found = (self.instances[name] for name in self.waiting.get(trigger, ()))
+        return sorted(
+            (i for i in found if i.gate is not None), key=lambda i: (i.task, i.number)
+        )
+
+    def config_of(self, instance: Instance) -> TaskConfig | None:
+        """Return an instance's trigger task; ``None`` if the session no longer has it."""
+        if instance.gate is not None:
+            return instance.gate.config(instance.task)
+        return self.configuration.get(instance.task)
 
     def instances_of(self, task: str) -> list[Instance]:
         """Return all instances of a task by number; the whole session must be loaded."""

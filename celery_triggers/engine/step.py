@@ -10,9 +10,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.finalizing import waits_for_the_end
 from celery_triggers.engine.firing_step import CASCADE_LIMIT, FiringStep, passes
+from celery_triggers.engine.gates import Gate
 from celery_triggers.engine.instances import AGAIN, Instance, merged
-from celery_triggers.engine.session import FiringRecord
+from celery_triggers.engine.session import FiringRecord, Latest, NotLoaded, Plan
 from celery_triggers.engine.transitions import BY_HAND, UNHAPPY, Event, Status, next_status
 from celery_triggers.exceptions import InvalidTransition
 
@@ -54,26 +56,40 @@ class Step(FiringStep):
         self._fire_end(instance, instance.task, cascade)
         self.settle()
 
-    def fail(self, instance: Instance, reason: str, exception: Mapping[str, Any]) -> None:
+    def fail(
+        self,
+        instance: Instance,
+        reason: str,
+        exception: Mapping[str, Any],
+        *,
+        untold: bool = False,
+    ) -> None:
         """End an instance with a failure.
 
         Args:
             reason: What kind of failure it was, in a few words.
             exception: ``{"type", "message", "traceback", "context"}``.
+            untold: Whether Celery knows nothing of it, so that it has told nobody who waits
+                for the result.
         """
         self._advance(instance, Event.FAIL)
         self._unclaim(instance)
         instance.metadata['reason'] = reason
         instance.metadata['exception'] = dict(exception)
+        if untold:
+            self._tell_end(None, instance)
         facts = {key: exception[key] for key in ('type', 'message') if key in exception}
         self._fire_outcome(instance, 'failed', {'reason': reason, **facts})
         self.settle()
 
     def revoke(self, instance: Instance, reason: str) -> None:
         """End an instance as revoked."""
+        waited = instance.status is Status.UNSTARTED
         self._advance(instance, Event.REVOKE)
         self._unclaim(instance)
         instance.metadata['reason'] = reason
+        if waited:
+            self._tell_end(None, instance)
         self._fire_outcome(instance, 'revoked', {'reason': reason})
         self.settle()
 
@@ -110,7 +126,9 @@ class Step(FiringStep):
         instance.sends, instance.eta = 0, 0
         self._schedule(instance, send=send)
 
-    def lose(self, instance: Instance, exception: Mapping[str, Any]) -> None:
+    def lose(
+        self, instance: Instance, exception: Mapping[str, Any], *, untold: bool = False
+    ) -> None:
         """Take an instance back from a worker that is gone.
 
         What its claim said becomes of it: it is run again, for so long as fewer workers
@@ -118,10 +136,10 @@ class Step(FiringStep):
         had not been claimed is sent again, since its code has not started.
 
         Args:
-            exception: As for :meth:`fail`.
+            exception, untold: As for :meth:`fail`.
         """
         next_status(instance.name, instance.status, Event.FAIL)
-        known = instance.task in self.session.configuration
+        known = self.session.config_of(instance) is not None
         most = self.limits.max_deliveries
         if instance.status is Status.SCHEDULED and instance.sends < most:
             self.resend(instance)
@@ -138,7 +156,7 @@ class Step(FiringStep):
             facts = {'reason': WORKER_LOST, 'exception': dict(exception)}
             self.replay(instance, metadata=facts)
         else:
-            self.fail(instance, WORKER_LOST, exception)
+            self.fail(instance, WORKER_LOST, exception, untold=untold)
 
     def resend(self, instance: Instance) -> None:
         """Send a scheduled instance again, whose message is gone."""
@@ -180,7 +198,7 @@ class Step(FiringStep):
         new = self.clone(instance)
         new.received.update(replacement_kwargs or {})
         new.eta = eta
-        task = self.session.configuration.get(instance.task)
+        task = self.session.config_of(instance)
         if task is None:
             raise InvalidTransition(
                 f'{instance.name} cannot be replayed: the session no longer has the '
@@ -200,6 +218,36 @@ class Step(FiringStep):
         The whole session must be loaded.
         """
         instance = self._create(task, None)
+        self._judge(task, instance)
+        self.settle()
+        return instance
+
+    def wait_at_gate(
+        self, name: str, task_id: str, gate: Gate, *, until: int = 0, fresh: bool = False
+    ) -> Instance:
+        """Make the instance of a gate and judge it.
+
+        Where its condition has filters the whole session must be loaded.
+
+        Args:
+            until: Its deadline, in milliseconds; 0: none but what ``within`` says.
+            fresh: Whether only what is fired from now on counts.
+        """
+        task = gate.config(name)
+        gate.aside = gate.template or waits_for_the_end(self.session.configuration, task)
+        instance = self._next_instance(name, gate, task_id)
+        instance.until = until
+        self._filter_past({
+            trigger: {leaf.where for leaf in task.leaves_of(trigger) if leaf.where is not None}
+            for trigger in task.triggers
+        })
+        if fresh:
+            for leaf in task.counters:
+                known = self._known(leaf)
+                gate.since[leaf.key] = known.count if known is not None else 0
+        else:
+            self._receive_past(task, instance)
+        self._wait(task, instance)
         self._judge(task, instance)
         self.settle()
         return instance
@@ -230,7 +278,7 @@ class Step(FiringStep):
 
     def expire(self, instance: Instance) -> bool:
         """End a waiting instance whose deadline has passed; tell whether it has."""
-        task = self.session.configuration.get(instance.task)
+        task = self.session.config_of(instance)
         if not 0 < instance.deadline(task) <= self.now:
             return False
         self._expire(task, instance)
@@ -271,12 +319,13 @@ class Step(FiringStep):
             instance.metadata['reason'] = 'by hand'
         instance.metadata.update(metadata or {})
         self._recount(instance, before)
+        self._tell_end(self.session.config_of(instance), instance)
         if cascade is not None:
             self._fire_by_hand(instance, cascade)
         if status in UNHAPPY:
             self._fire_outcome(instance, status.value, {'reason': 'by hand'})
         elif status is Status.ABANDONED and before is Status.UNSTARTED:
-            task = self.session.configuration.get(instance.task)
+            task = self.session.config_of(instance)
             self._fire_abandoned(task, instance, 'by hand')
         self.settle()
 
@@ -303,8 +352,13 @@ class Step(FiringStep):
         self.session.configuration = self.new_configuration = configuration
         self.session.head.digest = configuration.digest
         self.changed = True
-        self._filter_past()
+        self._filter_past({
+            trigger: configuration.filters(trigger) for trigger in self.session.latest
+        })
         for instance in self._unstarted():
+            if instance.gate is not None:
+                # It brings its own.
+                continue
             task = configuration.get(instance.task)
             if instance.deadline(old.get(instance.task)):
                 self.dues[instance.name] = 0
@@ -324,18 +378,27 @@ class Step(FiringStep):
             self._create_with_deadline()
         self.settle()
 
-    def _filter_past(self) -> None:
-        """Ask filters that are new about the firings that the history holds."""
-        filters = self.session.configuration.filters
-        new = {
-            trigger: set(filters(trigger)).difference(latest.matches)
-            for trigger, latest in self.session.latest.items()
-        }
+    def _filter_past(self, filters: Mapping[str, Collection[str]]) -> None:
+        """Ask filters that are new about the firings that the history holds.
+
+        Args:
+            filters: By trigger.
+        """
+        new: dict[str, list[str]] = {}
+        for trigger in sorted(filters):
+            latest = self.session.latest.get(trigger)
+            known = latest.matches if latest is not None else {}
+            new[trigger] = sorted(set(filters[trigger]).difference(known))
+            if new[trigger]:
+                if not self.session.plan.whole:
+                    raise NotLoaded(Plan(whole=True))
+                latest = self.session.latest.setdefault(trigger, Latest(0, {}))
+                latest.matches.update((where, Latest(0, {})) for where in new[trigger])
+                self.fired.add(trigger)
         for firing in self.session.history:
             for where in new.get(firing.trigger, ()):
                 if passes(firing, where):
                     self.session.latest[firing.trigger].count_match(where, firing.kwargs)
-                    self.fired.add(firing.trigger)
 
     def _create_from_past(self, names: Collection[str]) -> None:
         """Make the instances that these trigger tasks would have had from past firings."""
@@ -346,7 +409,8 @@ class Step(FiringStep):
             payloads = [r for r in self.session.history if r.trigger == task.and_every]
             for firing in payloads:
                 self._judge(task, self._create(task, firing))
-            if not payloads and any(self.session.latest_of(t) for t in task.triggers):
+            known = [self.session.latest_of(trigger) for trigger in task.triggers]
+            if not payloads and any(latest and latest.count for latest in known):
                 self._judge(task, self._create(task, None))
 
     def cancel(self, reason: str) -> None:
@@ -354,7 +418,7 @@ class Step(FiringStep):
         self.session.head.cancelled = reason
         self.changed = True
         for instance in self._unstarted():
-            task = self.session.configuration.get(instance.task)
+            task = self.session.config_of(instance)
             self._abandon(task, instance, f'cancelled: {reason}')
         self.settle()
 

@@ -391,5 +391,15 @@ class StorageBackend(SessionView):
 
     @classmethod
     @abstractmethod
+    def gates(
+        cls, url: str | None, settings: Settings, task_ids: Sequence[str]
+    ) -> dict[str, tuple[str, str]]:
+        """Return which of these tasks wait at gates: ``{task id: (uid, instance name)}``.
+
+        It may name some that wait no longer.
+        """
+
+    @classmethod
+    @abstractmethod
     def due_dates(cls, url: str | None, settings: Settings) -> Iterator[tuple[str, str, int]]:
         """Yield every due date at this place, in no order: ``(uid, name, milliseconds)``."""

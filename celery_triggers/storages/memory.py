@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from celery_triggers.forks import ForkLock
@@ -33,6 +33,7 @@ class _Space:
         self.documents: dict[str, Document] = {}
         self.agenda = Agenda()
         self.configurations: dict[str, str] = {}
+        self.gates: dict[str, tuple[str, str]] = {}
 
 
 @storage_backends.register('memory')
@@ -65,6 +66,7 @@ class MemoryStorageBackend(StorageBackend):
                     space.documents.clear()
                     space.agenda = Agenda()
                     space.configurations.clear()
+                    space.gates.clear()
 
     def _read(self, request: Request) -> Slice:
         with self._space.lock:
@@ -81,6 +83,11 @@ class MemoryStorageBackend(StorageBackend):
                 self._space.configurations.setdefault(*commit.configuration)
             for name, at in commit.dues.items():
                 self._space.agenda.set(self.uid, name, at)
+            for task_id, name in commit.gates.items():
+                if name:
+                    self._space.gates[task_id] = (self.uid, name)
+                else:
+                    self._space.gates.pop(task_id, None)
             return None
 
     def _write(self, write: Write) -> tuple[bool, Row | None]:
@@ -100,6 +107,8 @@ class MemoryStorageBackend(StorageBackend):
             if version is not None and self._document().version != version:
                 return False
             self._space.agenda.drop(self.uid)
+            for task_id in [i for i, gate in self._space.gates.items() if gate[0] == self.uid]:
+                del self._space.gates[task_id]
             return self._space.documents.pop(self.uid, None) is not None
 
     def _configuration(self, digest: str) -> str | None:
@@ -120,6 +129,14 @@ class MemoryStorageBackend(StorageBackend):
         space = cls._space_at(url, settings.key_prefix)
         with space.lock:
             return space.agenda.take(host_time(), limit, push, gap)
+
+    @classmethod
+    def gates(
+        cls, url: str | None, settings: Settings, task_ids: Sequence[str]
+    ) -> dict[str, tuple[str, str]]:
+        space = cls._space_at(url, settings.key_prefix)
+        with space.lock:
+            return {i: space.gates[i] for i in task_ids if i in space.gates}
 
     @classmethod
     def due_dates(cls, url: str | None, settings: Settings) -> Iterator[tuple[str, str, int]]:

@@ -108,6 +108,8 @@ class Commit:
         configuration: ``(digest, text)``; stored once, by content.
         dues: Due dates to set, ``{instance name: milliseconds}``; 0 removes one. The name
             ``''`` stands for the session itself.
+        gates: Which instance waits at a gate under a task id, ``{task id: instance name}``;
+            ``''``: none does any more.
     """
 
     expected: str
@@ -122,6 +124,7 @@ class Commit:
     passing: tuple[str, str, int] | None = None
     configuration: tuple[str, str] | None = None
     dues: dict[str, int] = field(default_factory=dict)
+    gates: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

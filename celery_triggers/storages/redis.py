@@ -8,6 +8,7 @@ Keys, all of one session in one slot (a fixed number of shards)::
     <prefix>:{<shard>}:c:<digest>      string: a configuration
     <prefix>:{<shard>}:d               zset: due dates, of all sessions of the shard
     <prefix>:{<shard>}:z               string: when somebody last looked at them
+    <prefix>:{<shard>}:g               hash: which instance waits at a gate, by task id
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class RedisStorageBackend(StorageBackend):
         self._base = base
         self._keys = (f'{base}:s:{self.uid}', f'{base}:w:{self.uid}')
         self._dues = f'{base}:d'
+        self._gates = f'{base}:g'
         # The length first, so that no session's entries look like another's.
         self._owner = f'{len(self.uid)}:{self.uid}'
 
@@ -104,7 +106,8 @@ class RedisStorageBackend(StorageBackend):
         ]
 
     def _delete(self, version: str | None = None) -> bool:
-        call = 'delete', (*self._keys, self._dues), (version or '', self._owner)
+        keys = (*self._keys, self._dues, self._gates)
+        call = 'delete', keys, (version or '', self._owner)
         return bool(self._server.run(call, changes=True))
 
     def _configuration(self, digest: str) -> str | None:
@@ -148,6 +151,21 @@ class RedisStorageBackend(StorageBackend):
         return taken
 
     @classmethod
+    def gates(
+        cls, url: str | None, settings: Settings, task_ids: Sequence[str]
+    ) -> dict[str, tuple[str, str]]:
+        server = cls._server_at(url, settings)
+        found: dict[str, tuple[str, str]] = {}
+        for shard in _shards(settings) if task_ids else ():
+            members = server.guarded(server.client.hmget, f'{shard}:g', list(task_ids))
+            found |= {
+                task_id: _owned(member)
+                for task_id, member in zip(task_ids, members, strict=True)
+                if member is not None
+            }
+        return found
+
+    @classmethod
     def due_dates(cls, url: str | None, settings: Settings) -> Iterator[tuple[str, str, int]]:
         server = cls._server_at(url, settings)
         for shard in _shards(settings):
@@ -172,7 +190,10 @@ class RedisStorageBackend(StorageBackend):
     def _commit_call(self, commit: Commit, request: Request) -> Call:
         event, text, seconds = commit.passing or (request.passing, '', 0)
         digest, configuration = commit.configuration or ('', '')
-        keys = (*self._keys, self._passing_key(event), self._dues, f'{self._base}:c:{digest}')
+        keys = (
+            *self._keys, self._passing_key(event), self._dues, f'{self._base}:c:{digest}',
+            self._gates,
+        )
         changes = [
             commit.expected,
             f'{commit.incarnation} {commit.version}',
@@ -187,6 +208,7 @@ class RedisStorageBackend(StorageBackend):
             configuration,
             self._owner,
             commit.dues,
+            commit.gates,
         ]
         return 'commit', keys, (_asked(request), _json(changes))
 

@@ -260,6 +260,19 @@ class SQLStorageBackend(StorageBackend):
         return Taken(now, entries, len(entries) >= limit, next_at)
 
     @classmethod
+    def gates(
+        cls, url: str | None, settings: Settings, task_ids: Sequence[str]
+    ) -> dict[str, tuple[str, str]]:
+        database = cls._database_at(url, settings)
+        known = {_hash(task_id): task_id for task_id in task_ids}
+        found: dict[str, tuple[str, str]] = {}
+        with database.transaction(write=False) as connection:
+            for ids in _chunked(list(task_ids)):
+                for gate in connection.execute(database.statements.gates, {'ids': ids}):
+                    found[known[gate.gid]] = (gate.uid, gate.name)
+        return found
+
+    @classmethod
     def due_dates(cls, url: str | None, settings: Settings) -> Iterator[tuple[str, str, int]]:
         database = cls._database_at(url, settings)
         with database.transaction(write=False) as connection:
@@ -387,6 +400,18 @@ class SQLStorageBackend(StorageBackend):
         self._put_configuration(connection, commit)
         for name, at in commit.dues.items():
             self._put_due(connection, name, at)
+        self._put_gates(connection, commit)
+
+    def _put_gates(self, connection: sa.Connection, commit: Commit) -> None:
+        for ids in _chunked(list(commit.gates)):
+            connection.execute(self._statements.delete_gates, {'ids': ids})
+        waiting = [
+            {'gid': _hash(task_id), 'sid': self._sid, 'uid': self.uid, 'name': name}
+            for task_id, name in commit.gates.items()
+            if name
+        ]
+        if waiting:
+            connection.execute(self._statements.insert_gate, waiting)
 
     def _put_passing(self, connection: sa.Connection, commit: Commit) -> None:
         if commit.passing is None:
@@ -408,7 +433,6 @@ class SQLStorageBackend(StorageBackend):
             connection.execute(
                 self._statements.insert_configuration, {'digest': digest, 'text': text}
             )
-
 
     def _put_due(self, connection: sa.Connection, name: str, at: int) -> None:
         place = {'in': self._sid, 'of': _hash(name)}

@@ -82,6 +82,14 @@ class Tables:
             sa.Column('name', text, nullable=False),
             sa.Column('at', sa.BigInteger, nullable=False, index=True),
         )
+        # Gates that wait, under the hash of the task id.
+        self.gates = sa.Table(
+            f'{prefix}_gates', self.metadata,
+            sa.Column('gid', key, primary_key=True),
+            sa.Column('sid', key, nullable=False, index=True),
+            sa.Column('uid', text, nullable=False),
+            sa.Column('name', text, nullable=False),
+        )
         self.sweeps = sa.Table(
             f'{prefix}_sweeps', self.metadata,
             sa.Column('id', sa.Integer, primary_key=True),
@@ -90,6 +98,7 @@ class Tables:
         )
         self.of_session = (
             self.sessions, self.entries, self.instances, self.waiting, self.passing, self.dues,
+            self.gates,
         )
 
 
@@ -196,7 +205,7 @@ class Statements:
         self.insert_configuration = sa.insert(tables.configurations)
 
     def _build_dues(self, tables: Tables) -> None:
-        """Set, move and take due dates."""
+        """Set, move and take due dates; find gates."""
         dues, sweeps = tables.dues, tables.sweeps
         here = dues.c.sid == _bound('in'), dues.c.iid == _bound('of')
         self.move_due = sa.update(dues).where(*here).values(at=_bound('to'))
@@ -210,6 +219,10 @@ class Statements:
             .limit(_bound('most'))
         )
         self.next_due = sa.select(sa.func.min(dues.c.at))
+        gates = tables.gates
+        self.gates = sa.select(gates.c.gid, gates.c.uid, gates.c.name).where(_among(gates.c.gid))
+        self.insert_gate = sa.insert(gates)
+        self.delete_gates = sa.delete(gates).where(_among(gates.c.gid))
         self.last_sweep = sa.select(sweeps.c.taken_at, sweeps.c.restless_until)
         self.delete_sweep = sa.delete(sweeps)
         self.insert_sweep = sa.insert(sweeps)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from celery_triggers.engine.configuration import Configuration
+from celery_triggers.engine.gates import Gate
 from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.names import split_instance_name
 from celery_triggers.engine.session import (
@@ -45,6 +46,8 @@ _HEAD_SHORT = {
     'cancelled': 'x',
     'metadata': 'd',
     'begun': 'g',
+    'gates': 'w',
+    'aside': 'a',
 }
 _HEAD_NAMES = {short: name for name, short in _HEAD_SHORT.items()}
 _HEAD_KEYS = [(name, short, getattr(Head(), name)) for name, short in _HEAD_SHORT.items()]
@@ -115,6 +118,8 @@ def instance_to_row(instance: Instance, codec: Codec) -> Row:
         value = getattr(instance, name)
         if value:
             body[name] = value
+    if instance.gate is not None:
+        body['gate'] = instance.gate.stored()
     return Row(
         instance.rev + 1,
         instance.status.value,
@@ -136,6 +141,7 @@ def row_to_instance(name: str, row: Row, codec: Codec) -> Instance:
     """Return the instance that a row holds."""
     task, number = split_instance_name(name)
     body = codec.loads(row.body)
+    gate = body.pop('gate', None)
     return Instance(
         task,
         number,
@@ -152,6 +158,7 @@ def row_to_instance(name: str, row: Row, codec: Codec) -> Instance:
         loss=row.loss,
         spared=row.spared,
         received=dict(body.pop('kwargs')),
+        gate=Gate(**gate) if gate is not None else None,
         **body,
     )
 
@@ -210,6 +217,7 @@ def to_commit(step: Step, found: Slice, version: str, codec: Codec, history: int
             (configuration.digest, configuration.text) if configuration is not None else None
         ),
         dues=dict(step.dues),
+        gates=dict(step.gates),
     )
     for event, record in passing.items():
         commit.passing = (event, _event_to_text(record), PASSING_SECONDS)

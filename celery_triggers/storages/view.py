@@ -85,7 +85,7 @@ class TaskInstance:
 
     @property
     def task_id(self) -> str | None:
-        """The id of its Celery task, from its release on."""
+        """The id of its Celery task: from its release on, of a gate from the beginning."""
         return self.record.task_id or None
 
     @property
@@ -103,7 +103,7 @@ class TaskInstance:
 
     @property
     def async_result(self) -> Any:
-        """Its :class:`celery.result.AsyncResult`, or ``None`` before its release."""
+        """Its :class:`celery.result.AsyncResult`; ``None`` where it has no task id yet."""
         if not self.task_id:
             return None
         return self._application.async_result(self.task_id)
@@ -207,7 +207,11 @@ class SessionView(ABC):
     @property
     def latest_kwargs(self) -> dict[str, dict[str, Any]]:
         """The kwargs of each trigger's latest firing."""
-        return {name: latest.kwargs for name, latest in sorted(self.load().latest.items())}
+        return {
+            name: latest.kwargs
+            for name, latest in sorted(self.load().latest.items())
+            if latest.count
+        }
 
     @property
     def history(self) -> list[FiringRecord]:
@@ -285,6 +289,7 @@ class SessionView(ABC):
         lines += [
             f'  fired {name} x{latest.count}: {latest.kwargs!r}'
             for name, latest in sorted(session.latest.items())
+            if latest.count
         ]
         for instance in self._instances(session).values():
             lines.append(f'  {instance.name} {instance.status} {instance.kwargs!r}')
@@ -292,7 +297,7 @@ class SessionView(ABC):
 
     def wrap(self, session: Session, instance: Instance) -> TaskInstance:
         """Return an instance's record as applications see it."""
-        config = session.configuration.get(instance.task)
+        config = session.config_of(instance)
         return TaskInstance(self.application, self.uid, instance, config)
 
     def _instances(self, session: Session) -> dict[str, TaskInstance]:

@@ -71,6 +71,9 @@ class _Alone:
     def stored_outcome(self, task_id: str) -> None:
         """Know of no result."""
 
+    def show_waiting(self, task_id: str, uid: str, instance: str) -> None:
+        """Tell nobody."""
+
     def makes_claims(self, task_name: str) -> None:
         """Know of no task."""
 

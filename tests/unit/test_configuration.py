@@ -63,7 +63,7 @@ def parse(**directives: Any) -> TaskConfig:
         ({'andEvery': 'a', 'and_every': 'a'}, 'and_every', 'twice'),
         ({'after': ['a'], 'run': None}, 'run', 'Celery task'),
         ({'after': ['a'], 'run': 7}, 'run', 'Celery task'),
-        ({'after': ['a'], 'run': {'task': 'x'}}, 'run', 'signatures'),
+        ({'after': ['a'], 'run': {'name': 'x'}}, 'run', 'signature'),
         ({'after': ['a'], 'withParams': ['a']}, 'withParams', 'object of objects'),
         ({'after': ['a'], 'withParams': {'a': 7}}, 'withParams', 'object of objects'),
         ({'after': ['a'], 'withParams': {'a': {'f': object()}}}, 'withParams', 'JSON'),

@@ -1,10 +1,11 @@
 -- Apply a commit whole if the version still holds, else answer with a fresh slice.
 --
 -- KEYS[5]  string  the configuration with this digest
+-- KEYS[6]  hash    gates that wait: <uid length>:<uid><instance>, by task id
 -- ARGV[2]  JSON: {expected version, version and incarnation, head, {entry: value}, [drops],
 --          [[instance, expected rev, row]], [waits added], [waits removed],
 --          passing text or '', its seconds, configuration or '', <uid length>:<uid>,
---          {instance or '': due date}}
+--          {instance or '': due date}, {task id: instance that waits at a gate, or ''}}
 
 local commit = cjson.decode(ARGV[2])
 local version = string.match(redis.call('HGET', KEYS[1], 'v') or '', ' (.*)$') or ''
@@ -25,4 +26,11 @@ for _, member in ipairs(commit[7]) do redis.call('ZADD', KEYS[2], 0, member) end
 if commit[9] ~= '' then redis.call('SET', KEYS[3], commit[9], 'EX', commit[10]) end
 if commit[11] ~= '' then redis.call('SETNX', KEYS[5], commit[11]) end
 for name, at in pairs(commit[13]) do set_due(KEYS[4], commit[12], name, at) end
+for id, name in pairs(commit[14]) do
+  if name ~= '' then
+    redis.call('HSET', KEYS[6], id, commit[12] .. name)
+  else
+    redis.call('HDEL', KEYS[6], id)
+  end
+end
 return false
