@@ -87,7 +87,9 @@ def gate(
         'trigger_name': _checked_name(trigger_name),
         'fresh': bool(fresh),
     }
-    made: Any = Gate(_contents(signature), app=signature._app)  # type: ignore[arg-type]
+    # That of a canvas is its tasks'.
+    app = signature.app if signature.subtask_type else signature._app
+    made: Any = Gate(_contents(signature), app=app)  # type: ignore[arg-type]
     made._type = None if signature.subtask_type else signature._type
     made.options[_SPOKEN] = {name: value for name, value in spoken.items() if value}
     return cast(Gate, made)
