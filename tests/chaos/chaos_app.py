@@ -85,6 +85,7 @@ def create(
         _declare_retries(app, kind, options)
         _declare_replays(app, kind, options)
         _declare_pairs(app, kind, options)
+    _declare_gated(app)
     return app
 
 
@@ -414,3 +415,20 @@ def watch(folder: str) -> None:
 
     signals.task_received.connect(received, weak=False)
     signals.worker_process_init.connect(forked, weak=False)
+
+
+def _declare_gated(app: Any) -> None:
+    """Plain tasks for gates: ``part`` in a chord's header, ``body`` after it."""
+    late = {'bind': True, 'acks_late': True, 'reject_on_worker_lost': True}
+
+    @app.task(name='gates_late.part', **late)
+    def part(self: Any, number: int, plan: dict[str, Any]) -> int:
+        with Execution(self):
+            work(plan)
+            return number
+
+    @app.task(name='gates_late.body', **late)
+    def body(self: Any, numbers: list[int], plan: dict[str, Any]) -> int:
+        with Execution(self):
+            work(plan)
+            return sum(numbers)
