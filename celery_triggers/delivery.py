@@ -237,8 +237,12 @@ class Delivery:
             lease,
         )
 
-    def finish(self, result: Any, log_level: int = 0) -> bool:
-        """End the instance with success; tell whether that counted."""
+    def finish(self, result: Any, log_level: int = 0, *, untold: bool = False) -> bool:
+        """End the instance with success; tell whether that counted.
+
+        Args:
+            untold: Whether all that is known is the stored result, see :meth:`.Step.finish`.
+        """
         cascade = cascade_kwargs(result)
         try:
             kept = self.manager.storage.codec.copy([result, cascade])
@@ -252,7 +256,7 @@ class Delivery:
             return self.fail('result not serializable', exception_facts(exc), log_level)
 
         def decide(step: Step, instance: Instance) -> None:
-            step.finish(instance, *kept)
+            step.finish(instance, *kept, untold=untold)
 
         return self._report('success', decide, log_level, needs_token=False)
 

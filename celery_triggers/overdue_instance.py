@@ -194,7 +194,8 @@ class OverdueInstance:
             return None
         delivery = self._delivery()
         if stored.state == 'SUCCESS':
-            return 'repaired' if delivery.finish(stored.result) else None
+            finished = delivery.finish(stored.result, untold=True)
+            return 'repaired' if finished else None
         if not self._is_newer(stored):
             return None
         if stored.state == 'REVOKED':
@@ -202,7 +203,9 @@ class OverdueInstance:
         facts = exception_facts(stored.result)
         if facts['type'] in _OF_LOST_RUNS:
             return None
-        return 'repaired' if delivery.fail('raised', facts) else None
+        # Celery stores a failure, too, before it tells the chord.
+        in_chord = self.instance.gate is not None and self.instance.gate.in_chord
+        return 'repaired' if delivery.fail('raised', facts, untold=in_chord) else None
 
     def _is_newer(self, stored: StoredOutcome) -> bool:
         """Tell whether a failure is that of the present claim, not of an earlier run."""

@@ -178,7 +178,7 @@ def _end_with(triggers: Any) -> Any:
 
         Args:
             header: Of the gate's instance, see :meth:`.Controller.header`.
-            end: How it ended: ``{"status", "reason", "missing", "message"}``.
+            end: How it ended: ``{"status", "reason", "missing", "message", "result"}``.
             request: What its message would have had, see :class:`celery.app.task.Context`.
         """
         ending = GateEnd(triggers.session(
@@ -190,7 +190,7 @@ def _end_with(triggers: Any) -> Any:
         store = not request.get('ignore_result')
         backend = self.app.backend
         if end['status'] in ('finished', 'skipped'):
-            backend.mark_as_done(context.id, None, context, store_result=store)
+            backend.mark_as_done(context.id, end['result'], context, store_result=store)
         else:
             revoked = end['status'] == 'revoked'
             backend.mark_as_failure(

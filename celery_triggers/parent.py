@@ -130,7 +130,7 @@ def finished_after_all(task: Any, task_id: str, delivery: Delivery) -> bool:
         result = task.AsyncResult(task_id)
         if result.state != states.SUCCESS:
             return False
-        return delivery.finish(result.result)
+        return delivery.finish(result.result, untold=True)
     except Exception:
         # No backend, or one that is down: the report itself is all that is known.
         logger.warning('the result of %s could not be read', task_id, exc_info=True)

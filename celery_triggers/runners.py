@@ -153,6 +153,7 @@ def _ending(release: Release) -> Call:
         'reason': str(record.metadata.get('reason') or 'by hand'),
         'missing': record.metadata.get('missing') or [],
         'message': exception.get('message') or '',
+        'result': record.metadata.get('result'),
     }
     request = {
         'id': record.task_id,

@@ -43,6 +43,11 @@ class Gate:
         """Return it as the trigger task of this name."""
         return gate_config(name, self.directives)
 
+    @property
+    def in_chord(self) -> bool:
+        """Whether it is in the header of a chord, which waits for its end."""
+        return bool(self.call['options'].get('chord'))
+
     def copy(self) -> Gate:
         """Return what an instance has that a template makes."""
         return Gate(

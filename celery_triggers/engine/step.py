@@ -36,8 +36,15 @@ class Step(FiringStep):
 
     # ---------------------------------------------------------------- outcomes
 
-    def finish(self, instance: Instance, result: Any, cascade: dict[str, Any]) -> None:
-        """End an instance with success; its task's name is fired with ``cascade``."""
+    def finish(
+        self, instance: Instance, result: Any, cascade: dict[str, Any], *, untold: bool = False
+    ) -> None:
+        """End an instance with success; its task's name is fired with ``cascade``.
+
+        Args:
+            untold: Whether all that is known is the stored result. Celery stores it before it
+                counts the task as a part of its chord, which may have been cut off.
+        """
         late = (
             instance.status is Status.FAILED and instance.metadata.get('reason') in LOST
         )
@@ -53,6 +60,8 @@ class Step(FiringStep):
         self._advance(instance, Event.LATE_SUCCESS if late else Event.FINISH)
         self._unclaim(instance)
         instance.metadata['result'] = result
+        if untold and instance.gate is not None and instance.gate.in_chord:
+            self._tell_end(None, instance)
         self._fire_end(instance, instance.task, cascade)
         self.settle()
 

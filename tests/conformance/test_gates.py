@@ -445,6 +445,23 @@ class TestEnding:
         assert endings(manager) == []
         assert dues(medium, manager) == {}
 
+    @pytest.mark.parametrize('chord', [None, {'task': 'body'}])
+    def test_a_stored_result_alone_does_not_say_that_its_chord_knows(
+        self, medium: Medium, chord: Any
+    ):
+        """Celery stores it first: the worker may have died between the two."""
+        manager = medium.manager()
+        gate = a_gate()
+        gate.call['options']['chord'] = chord
+        manager.follow_up(apply_gate(manager, 'g', 'id', gate))
+        mine = delivery(manager, 'g#0')
+        assert mine.claim()
+        assert mine.finish({'n': 1}, untold=True)
+        assert statuses(manager) == {'g#0': 'finished'}
+        assert fired(manager) == ['g']
+        assert endings(manager) == (['g#0'] if chord else [])
+        assert set(dues(medium, manager)) == ({'g#0'} if chord else set())
+
     def test_one_that_waits_no_longer_is_not_revoked(self, medium: Medium):
         manager = medium.manager()
         apply(manager, after=['a'])
