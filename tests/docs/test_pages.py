@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 from celery import _state
+from celery.app import builtins  # noqa: F401  (registers Celery's own tasks, once for all pages)
 
 import celery_triggers
 from celery_triggers.engine.transitions import BY_HAND, TRANSITIONS, Event, Status
