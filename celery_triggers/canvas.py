@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any, cast
@@ -24,13 +25,20 @@ from celery_triggers.engine.gates import Gate as StoredGate
 from celery_triggers.engine.gates import gate_config
 from celery_triggers.engine.names import check_uid, is_outcome_trigger, problem_with
 from celery_triggers.engine.transitions import Status
-from celery_triggers.exceptions import InvalidConfiguration, TriggersError
+from celery_triggers.exceptions import (
+    InvalidConfiguration,
+    StorageUnavailable,
+    TriggersError,
+)
 from celery_triggers.gates import apply_gate
 from celery_triggers.task import header_of
 
 __all__ = ['Gate', 'fire', 'gate']
 
 logger = logging.getLogger(__name__)
+
+#: For how many seconds a worker tries to store a gate while the storage is down.
+PATIENCE = 10.0
 
 #: The option of a signature that holds what a gate was told.
 _SPOKEN = 'triggers_gate'
@@ -302,7 +310,16 @@ class _Applying:
     def apply(self) -> Any:
         """Store the gate and return its result."""
         manager = self._manager()
-        outcome = self._store(manager, waits=self._show_waiting)
+        deadline = time.monotonic() + (PATIENCE if self.parent is not None else 0)
+        while True:
+            try:
+                outcome = self._store(manager, waits=self._show_waiting)
+                break
+            except StorageUnavailable:
+                # In a worker Celery would fail the task that came before it.
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.25)
         manager.follow_up(outcome)
         return self._result()
 

@@ -180,6 +180,7 @@ def _give_up(release: Release, exc: Exception) -> None:
     name, uid = release.instance.name, release.manager.uid
     if release.ends:
         logger.error('the end of %s of session %r cannot be told: %s', name, uid, exc)
+        _note([(release, release.refuse_write())])
         return
     logger.error('%s of session %r cannot be dispatched: %s', name, uid, exc)
     try:

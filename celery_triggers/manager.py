@@ -301,18 +301,24 @@ class TriggerManager(Operations):
     def explain(self, task: str | None = None) -> list[Explanation]:
         """Say of each instance, or of those of one trigger task, why it stands where it does.
 
+        Args:
+            task: The name of a trigger task or of a gate.
+
         Raises:
-            InvalidConfiguration: The session has no trigger task of that name.
+            InvalidConfiguration: The session has no trigger task of that name, and no gate.
         """
         session = self.storage.load()
-        configuration = session.configuration
-        if task is not None and task not in configuration:
-            raise self._no_task(configuration, task)
+        gates = {i.task for i in session.instances.values() if i.gate is not None}
+        names = sorted({*session.configuration, *gates})
+        if task is not None and task not in names:
+            raise self._no_task(names, task)
         return [
             explanation
-            for config in configuration.values()
-            if task in (None, config.name)
-            for explanation in explain(config, session.instances_of(config.name))
+            for name in names
+            if task in (None, name)
+            for explanation in explain(
+                session.configuration.get(name), session.instances_of(name)
+            )
         ]
 
 

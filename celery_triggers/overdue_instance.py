@@ -83,6 +83,13 @@ class OverdueInstance:
         """Tell those who wait for a gate's result that it has ended."""
         if self.instance.lease > self.now:
             return self._postpone(self.instance.lease)
+        if self.instance.sends >= self.settings.max_deliveries:
+            logger.error(
+                'the end of the gate %s of session %r could not be told: its message was sent '
+                '%d times', self.instance.name, self.manager.uid, self.instance.sends,
+            )
+            self._write({'loss': ''}, due=0)
+            return 'failed'
         if self.instance.token:
             # Whoever was telling them is gone.
             self._write({'token': '', 'lease': 0}, due=StorageTime())

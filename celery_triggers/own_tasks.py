@@ -19,7 +19,7 @@ from typing import Any
 
 from celery import states
 from celery.app.task import Context
-from celery.canvas import Signature, _chain, group, maybe_signature
+from celery.canvas import Signature, _chain, chunks, group, maybe_signature
 from celery.canvas import chord as _chord
 from celery.exceptions import TaskRevokedError
 from kombu.exceptions import OperationalError
@@ -147,6 +147,9 @@ def _given(canvas: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], app: A
         # A configuration may leave out what is empty.
         canvas = {**_EMPTY, **canvas}
     signature: Any = maybe_signature(canvas, app=app)
+    if isinstance(signature, chunks):
+        # By itself it has no result.
+        signature = signature.group()
     if isinstance(signature, _chain):
         first, *rest = signature.tasks
         rest = [_given(task, (), {}, app) for task in rest]

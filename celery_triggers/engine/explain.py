@@ -34,9 +34,13 @@ class Explanation:
         return self.text
 
 
-def explain(config: TaskConfig, instances: list[Instance]) -> list[Explanation]:
-    """Say of each instance of a trigger task why it stands where it does."""
-    if not instances:
+def explain(config: TaskConfig | None, instances: list[Instance]) -> list[Explanation]:
+    """Say of each instance of a trigger task why it stands where it does.
+
+    Args:
+        config: ``None`` for gates, which bring their own.
+    """
+    if not instances and config is not None:
         missing = list(config.wanted)
         text = (
             f'{config.name} has no instance: no firing has reached it; '
@@ -47,7 +51,9 @@ def explain(config: TaskConfig, instances: list[Instance]) -> list[Explanation]:
         return [Explanation(config.name, None, None, missing, [], text)]
     heirs = {str(i.metadata['parent']): i.name for i in instances if 'parent' in i.metadata}
     return [
-        _explain_instance(config, instance, heirs.get(instance.name)) for instance in instances
+        _explain_instance(own, instance, heirs.get(instance.name))
+        for instance in instances
+        if (own := instance.gate.config(instance.task) if instance.gate else config) is not None
     ]
 
 
@@ -66,6 +72,8 @@ def _why(config: TaskConfig, instance: Instance, heir: str | None) -> str:
         case Status.UNSTARTED:
             received = ', '.join(sorted(instance.received)) or 'nothing'
             deadline = instance.deadline(config)
+            if instance.gate is not None and instance.gate.template:
+                return f': each firing of {config.and_every} makes a copy of it'
             return (
                 f': it has {received} and waits for {_wanting(config.wanted, instance.received)}'
                 + (f', until {_at(deadline)}' if deadline else '')

@@ -155,15 +155,21 @@ class RedisStorageBackend(StorageBackend):
         cls, url: str | None, settings: Settings, task_ids: Sequence[str]
     ) -> dict[str, tuple[str, str]]:
         server = cls._server_at(url, settings)
-        found: dict[str, tuple[str, str]] = {}
-        for shard in _shards(settings) if task_ids else ():
-            members = server.guarded(server.client.hmget, f'{shard}:g', list(task_ids))
-            found |= {
-                task_id: _owned(member)
-                for task_id, member in zip(task_ids, members, strict=True)
-                if member is not None
-            }
-        return found
+
+        def ask() -> list[list[str | None]]:
+            pipeline: Any
+            with server.client.pipeline(transaction=False) as pipeline:
+                for shard in _shards(settings):
+                    pipeline.hmget(f'{shard}:g', list(task_ids))
+                answers: list[list[str | None]] = pipeline.execute()
+                return answers
+
+        return {
+            task_id: _owned(member)
+            for members in (server.guarded(ask) if task_ids else ())
+            for task_id, member in zip(task_ids, members, strict=True)
+            if member is not None
+        }
 
     @classmethod
     def due_dates(cls, url: str | None, settings: Settings) -> Iterator[tuple[str, str, int]]:

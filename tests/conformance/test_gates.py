@@ -515,6 +515,33 @@ class TestEnding:
             manager.update_instance_status('g#0', 'failed')
 
 
+def test_they_are_explained(medium: Medium):
+    manager = medium.manager({'t_x': {'run': 'x', 'after': ['a']}})
+    apply(manager, 'g', 'id1', after=['a', 'b'])
+    apply(manager, 'every', 'id2', andEvery='d')
+    manager.fire('a')
+    assert [str(e) for e in manager.explain('g')] == [
+        'g#0 is unstarted: it has a and waits for b'
+    ]
+    assert [str(e) for e in manager.explain('every')] == [
+        'every#0 is unstarted: each firing of d makes a copy of it'
+    ]
+    assert [e.task for e in manager.explain()] == ['every', 'g', 't_x']
+    with pytest.raises(InvalidConfiguration, match='it has: every, g, t_x'):
+        manager.explain('h')
+
+
+def test_an_end_that_nobody_takes_is_given_up(medium: Medium, caplog: Any):
+    manager = medium.manager({}, triggers_dispatch_grace=0.1, triggers_max_deliveries=1)
+    apply(manager, after=['a'], unless=['no'])
+    manager.fire('no')
+    [release] = application_of(manager).releases
+    manager.storage.write(release.refuse_write())
+    assert eventually(lambda: did(sweep(medium, manager))) == {'failed': 1}
+    assert dues(medium, manager) == {}
+    assert 'could not be told' in caplog.text
+
+
 class TestWaiting:
     REFRESHED = {'result_backend': 'redis://', 'result_expires': 0.4}
 
