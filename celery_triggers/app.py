@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from datetime import datetime
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from celery import _state, states
@@ -22,6 +23,7 @@ from celery_triggers.decorator import Spoken, check_sessions, declare, declare_s
 from celery_triggers.delivery import Delivery
 from celery_triggers.dispatcher import Dispatcher
 from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.schema import configuration_schema
 from celery_triggers.exceptions import (
     InvalidConfiguration,
     StorageNotConfigured,
@@ -31,6 +33,7 @@ from celery_triggers.exceptions import (
 )
 from celery_triggers.firing import ReadyFiring, fire_all
 from celery_triggers.forks import ForkLock
+from celery_triggers.loading import configuration_in
 from celery_triggers.manager import Firing, Release, TriggerManager
 from celery_triggers.outcomes import StoredOutcomes
 from celery_triggers.overdue import MOST_AT_ONCE, Sweep, SweepReport
@@ -220,6 +223,27 @@ class Triggers:
             InvalidConfiguration: It was refused whole; nothing changed.
         """
         self.workflows.add(check_sessions(sessions), configuration)
+
+    def load(self, path: str | PathLike[str], sessions: str = '') -> None:
+        """Add the trigger tasks of a file, for the uids with a prefix.
+
+        Args:
+            path: A file that holds ``{name: directives}``: ``.json``, ``.toml`` (before
+                Python 3.11 with the extra ``toml``), ``.yaml`` or ``.yml`` (with the extra
+                ``yaml``).
+
+        Raises:
+            InvalidConfiguration: It was refused whole; the error names file and line.
+            MissingExtra: The extra of its format is not installed.
+        """
+        prefix = check_sessions(sessions)
+        with configuration_in(path) as configuration:
+            self.workflows.add(prefix, configuration)
+
+    @staticmethod
+    def schema() -> dict[str, Any]:
+        """Return the JSON Schema of a configuration, for editors and other tools."""
+        return configuration_schema()
 
     def configuration_for(self, uid: str) -> Configuration:
         """Return what a new session of this uid starts with.

@@ -70,9 +70,19 @@ class InvalidConfiguration(TriggersError, ValueError):
     Attributes:
         task: The name of the trigger task at fault, or ``None``.
         directive: The directive at fault (``after``, ``unless``, ...), or ``None``.
+        file: The file in which it stands, as it was asked for, or ``None``.
+        line: The line on which it begins there, from 1, or ``None`` if that is not known.
     """
 
-    def __init__(self, message: str, *, task: str | None = None, directive: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        task: str | None = None,
+        directive: str | None = None,
+        file: str | None = None,
+        line: int | None = None,
+    ):
         place = ''.join(
             f'{label} {value!r}: '
             for label, value in (('trigger task', task), ('directive', directive))
@@ -81,6 +91,15 @@ class InvalidConfiguration(TriggersError, ValueError):
         super().__init__(place + message)
         self.task = task
         self.directive = directive
+        self.file = file
+        self.line = line
+
+    def __str__(self) -> str:
+        # File and line are mostly known to a caller only, who sets them.
+        if self.file is None:
+            return super().__str__()
+        line = '' if self.line is None else f':{self.line}'
+        return f'{self.file}{line}: {super().__str__()}'
 
 
 class InvalidFiring(TriggersError, ValueError):

@@ -168,6 +168,7 @@ class Settings:
             dispatch_grace=int(self.dispatch_grace * 1000),
             max_deliveries=self.max_deliveries,
             max_cascade=self.max_cascade,
+            chord_patience=int(self.lease * 1000),
             gate_refresh=self._gate_refresh(),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any
 
 from celery_triggers.engine.conditions import Condition
@@ -215,3 +216,7 @@ class Workflow:
     def configure(self, configuration: Mapping[str, Any]) -> None:
         """As ``app.triggers.configure``, for this workflow."""
         self._triggers.configure(configuration, sessions=self.prefix)
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """As ``app.triggers.load``, for this workflow."""
+        self._triggers.load(path, sessions=self.prefix)

@@ -35,7 +35,7 @@ GATE = 'celery_triggers.gate'
 #: What else a signature can be besides a task.
 CANVASES = frozenset({'chain', 'group', 'chord', 'xmap', 'xstarmap', 'chunks', GATE})
 
-_KINDS: dict[str, tuple[type, ...]] = {
+KINDS: dict[str, tuple[type, ...]] = {
     'args': (list, tuple),
     'kwargs': (Mapping,),
     'options': (Mapping,),
@@ -58,20 +58,21 @@ def parse_run(value: Any) -> str | dict[str, Any]:
         return plain(_checked_name(value))
     call = dict(value)
     name = plain(_checked_name(call.pop('task', None)))
-    unknown = sorted(map(str, call.keys() - _KINDS.keys()))
+    unknown = sorted(map(str, call.keys() - KINDS.keys()))
     if unknown:
         raise InvalidConfiguration(
             f'{", ".join(unknown)} in a signature is not known; "task", '
-            f'{", ".join(map(repr, _KINDS))} are'
+            f'{", ".join(map(repr, KINDS))} are'
         )
-    for key, kinds in _KINDS.items():
-        if key in call and not isinstance(call[key], kinds):
+    for key, kinds in KINDS.items():
+        wrong_bool = isinstance(call.get(key), bool) and bool not in kinds
+        if key in call and (wrong_bool or not isinstance(call[key], kinds)):
             raise InvalidConfiguration(f'"{key}" of the signature of {name!r} is {call[key]!r}')
     if call.get('subtask_type') not in {None, *CANVASES}:
         raise InvalidConfiguration(f'{call["subtask_type"]!r} is no canvas that Celery knows')
     _check_delay(call.get('options') or {})
     list(placeholders(call))
-    given = {key: call[key] for key in _KINDS if call.get(key)}
+    given = {key: call[key] for key in KINDS if call.get(key)}
     return {'task': name, **given} if given else name
 
 

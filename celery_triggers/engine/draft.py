@@ -152,13 +152,19 @@ class Draft:
         new.metadata['parent'] = instance.name
         return new
 
-    def _end_gate(self, instance: Instance, due: int) -> None:
-        """Have everybody told who waits for the result of a gate that will not run."""
+    def _end_gate(self, instance: Instance, due: int, *, at_once: bool = True) -> None:
+        """Have everybody told who waits for the result of a gate.
+
+        Args:
+            due: When it should have been done.
+            at_once: Whether the message is sent now, and not by the sweep.
+        """
         if instance.gate is not None:
             instance.loss = ENDING
             instance.token, instance.lease, instance.sends = '', 0, 0
             self.dues[instance.name] = due
-            self.to_end.append(instance.name)
+            if at_once:
+                self.to_end.append(instance.name)
 
     def _unstarted(self) -> list[Instance]:
         found = [i for i in self.session.instances.values() if i.status is Status.UNSTARTED]

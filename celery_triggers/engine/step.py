@@ -61,7 +61,9 @@ class Step(FiringStep):
         self._unclaim(instance)
         instance.metadata['result'] = result
         if untold and instance.gate is not None and instance.gate.in_chord:
-            self._tell_end(None, instance)
+            # Whoever died may have Celery's claim to hand the body on, and then nobody else
+            # can until that is over.
+            self._end_gate(instance, self.now + self.limits.chord_patience, at_once=False)
         self._fire_end(instance, instance.task, cascade)
         self.settle()
 

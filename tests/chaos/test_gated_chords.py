@@ -22,8 +22,9 @@ from tests.chaos.test_situations import check, each_ran_once
 COUNT = 500 if LONG else 25
 
 #: A child that dies while it hands the chord's body on keeps Celery's own claim to do so for
-#: some seconds. Whoever runs its task again must come after that.
+#: some seconds, which depend on these settings. A lease must be longer.
 LEASE = 12.0
+CLAIM = {'result_chord_join_timeout': 1.0, 'broker_connection_timeout': 1.0}
 
 LEAST_KILLS = 5
 
@@ -108,7 +109,7 @@ def test_gated_chords_join_once(make_arena):
 @beside
 def test_gated_chords_join_once_while_workers_are_killed(make_arena):
     arena = make_arena(
-        triggers_lease=LEASE, result_chord_expires=0, result_chord_join_timeout=1.0,
+        triggers_lease=LEASE, result_chord_expires=0, **CLAIM
     )
     kept = arena.keep_workers(3, '--concurrency', '2')
     stopped = threading.Event()
