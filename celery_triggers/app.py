@@ -198,11 +198,26 @@ class Triggers:
         return Sweep(self, storage_backends.get_class(key), url)
 
     def delete(self, uid: str) -> bool:
-        """Cancel a session and remove it; tell whether there was one."""
+        """Cancel a session and remove it; tell whether there was one.
+
+        Raises:
+            TriggersError: Gates in it have ended, and nobody could be told who waits for
+                their results, since the broker is down. The session is cancelled and not
+                removed; call again when the broker is back.
+        """
         manager = self.session(uid)
         if not manager.storage.exists:
             return False
         manager.cancel('deleted')
+        untold = [
+            name for name, instance in manager.storage.instances.items()
+            if instance.record.is_ending and not instance.record.sends
+        ]
+        if untold:
+            raise TriggersError(
+                f'session {uid!r} is cancelled, but not deleted: the broker did not take the '
+                f'messages which end the results of {", ".join(untold)}; call delete() again'
+            )
         return manager.storage.delete()
 
     # ----------------------------------------------------------- configuration

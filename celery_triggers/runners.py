@@ -305,6 +305,10 @@ class ThreadingTaskRunner(BaseTaskRunner):
     _lock: ClassVar[ForkLock] = ForkLock()
 
     def run(self, release: Release) -> None:
+        if release.ends:
+            # Soon done, and whoever deletes the session wants to know that it was.
+            run_one(self.app, release, throw=False)
+            return
         thread = threading.Thread(
             target=self._run, args=(release,), name=f'trigger {release.instance.name}'
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -263,3 +264,21 @@ class TestHereAndNow:
     def test_fire_with_other_arguments(self, app: Any, args: Any):
         result = app.tasks['celery_triggers.fire'].apply_async(args)
         assert 'takes (uid, trigger_name' in str(result.result)
+
+
+def test_a_session_is_not_deleted_before_the_end_of_its_gates_was_sent(tmp_path: Path) -> None:
+    app: Any = Celery('away', broker='redis://localhost:1/0', set_as_current=False)
+    app.conf.triggers_storage = f'sqlite:///{tmp_path}/sessions.db'
+    made = Signature('add', app=app).gate(after=['a'], uid='s', trigger_name='g')
+    made.apply_async()
+    with pytest.raises(TriggersError, match=r'results of g#0; call delete\(\) again'):
+        app.triggers.delete('s')
+    storage = app.triggers.session('s').storage
+    assert str(storage['g#0'].status) == 'abandoned'
+    app.triggers.dispatch = lambda releases: [
+        storage.write(release.confirm_write()) for release in releases
+    ]
+    [gate_] = storage
+    app.triggers.session('s').dispatch_endings([gate_], storage.load().head.incarnation)
+    assert app.triggers.delete('s')
+    assert not storage.exists
