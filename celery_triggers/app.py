@@ -211,7 +211,9 @@ class Triggers:
         manager.cancel('deleted')
         untold = [
             name for name, instance in manager.storage.instances.items()
-            if instance.record.is_ending and not instance.record.sends
+            if instance.record.is_ending
+            and not instance.record.sends
+            and not instance.record.token
         ]
         if untold:
             raise TriggersError(

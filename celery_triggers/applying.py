@@ -25,6 +25,7 @@ from celery_triggers.exceptions import (
     TriggersError,
 )
 from celery_triggers.gates import apply_gate
+from celery_triggers.task import header_of
 
 __all__ = ['Applying']
 
@@ -57,7 +58,7 @@ class Applying:
         self.kwargs = {} if gate.immutable else dict(kwargs or {})
         if route_name is not None:
             self.options['route_name'] = route_name
-        self.task_id: str = self.options.get('task_id') or uuid()
+        self.task_id: str = self.options.get('task_id') or gate.id_as_callback() or uuid()
         self.parent = self.app.current_worker_task
         self._know_family()
         gate._settle_uid()
@@ -106,8 +107,17 @@ class Applying:
             manager, self.name, self.task_id, self._stored(manager),
             until=self._milliseconds(self.gate.spoken.get('until')),
             fresh=self.gate.spoken.get('fresh', False),
+            place=self._place(),
             waits=waits,
         )
+
+    def _place(self) -> str:
+        """Return the instance in whose place the gate stands, by ``Task.replace``."""
+        request: Any = self.parent.request if self.parent is not None else None
+        header = header_of(request)
+        if header is not None and request.id == self.task_id:
+            return str(header['instance'])
+        return str(self.gate.spoken.get('place', ''))
 
     def _stored(self, manager: Any) -> Gate:
         """Return what is stored of it.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any, cast
+from uuid import NAMESPACE_OID, uuid5
 
 from celery.canvas import Signature, maybe_signature
 
@@ -151,6 +152,13 @@ def _checked_name(name: Any) -> str | None:
     return None if name is None else str(name)
 
 
+def _content(signature: Mapping[str, Any]) -> Any:
+    """Return what tells a gate from other callbacks of a task."""
+    if signature.get('subtask_type') != GATE:
+        return None
+    return [signature['task'], signature['kwargs'], signature['options'].get(SPOKEN)]
+
+
 @Signature.register_type(name=GATE)
 class Gate(Signature):
     """A signature that waits for triggers; made by :func:`gate`.
@@ -196,9 +204,36 @@ class Gate(Signature):
                 'itself', directive='andEvery',
             )
         self._settle_uid()
+        if 'task_id' not in self.options and not (args or kwargs.get('_id')):
+            kwargs['_id'] = self.id_as_callback()
         return super().freeze(*args, **kwargs)
 
     _freeze = freeze
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to run the task here, past its condition.
+
+        Celery calls error callbacks of three arguments so, which cannot be kept for later.
+        """
+        raise TypeError(
+            'a gate waits, so it cannot be called: use apply_async(). As an error callback its '
+            'task takes one argument, the id of the task that failed'
+        )
+
+    def id_as_callback(self) -> str | None:
+        """Return its task id if it is a callback of the task that runs here.
+
+        Celery gives a callback a new id each time its task is delivered. This one is always
+        the same, so that the gate is stored once.
+        """
+        request = getattr(self.app.current_worker_task, 'request', None)
+        if request is None:
+            return None
+        callbacks = [*(request.callbacks or ()), *(request.errbacks or ())]
+        if not any(_content(callback) == _content(self) for callback in callbacks):
+            return None
+        text = json.dumps([request.id, _content(self)], sort_keys=True, default=repr)
+        return str(uuid5(NAMESPACE_OID, text))
 
     def _settle_uid(self) -> None:
         """Take the session of the trigger task that runs here, if it has none yet."""

@@ -35,6 +35,7 @@ def apply_gate(
     *,
     until: int = 0,
     fresh: bool = False,
+    place: str = '',
     waits: Callable[[str], object] | None = None,
 ) -> Outcome[Status]:
     """Store a gate in a session; what it releases at once is still to be sent.
@@ -46,6 +47,7 @@ def apply_gate(
         name: The name of the gate's trigger task.
         until: Its deadline, in milliseconds of the storage's clock; 0: none.
         fresh: Whether only what is fired from now on counts.
+        place: The instance in whose place it stands, under whose task id it is applied.
         waits: Is called with the instance's name if it waits, before that is committed.
 
     Raises:
@@ -67,7 +69,8 @@ def apply_gate(
 
     return manager.prepare(
         plans.gate(name, config.triggers), decide,
-        event_id=f'gate:{task_id}', identity=(name, None),
+        event_id=f'gate:{task_id}:{place}' if place else f'gate:{task_id}',
+        identity=(name, None),
     ).make()
 
 

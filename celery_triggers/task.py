@@ -418,7 +418,9 @@ class TriggerTask(_BaseTask):
             sig.link_error(failed)
         for final in _finals(sig):
             if final.subtask_type == GATE:
-                # Its message has the header of its own instance.
+                # Its message has the header of its own instance, and this one's id.
+                spoken = final.options['triggers_gate']
+                final.options['triggers_gate'] = {**spoken, 'place': header['instance']}
                 final.link(tasks['celery_triggers.replacement_finished'].s(header=carried))
                 final.link_error(failed)
                 continue

@@ -17,6 +17,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import canvas_app
 import celery
 import redis
 from celery import chain, chord, group
@@ -133,6 +134,7 @@ def create(*, broker: str, redis_url: str, name: str, **settings: Any) -> celery
     _declare_kinds(app)
     _declare_context(app)
     _declare_questionnaire(app)
+    canvas_app.add_canvas_tasks(app)
     return app
 
 

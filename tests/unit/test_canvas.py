@@ -282,3 +282,8 @@ def test_a_session_is_not_deleted_before_the_end_of_its_gates_was_sent(tmp_path:
     app.triggers.session('s').dispatch_endings([gate_], storage.load().head.incarnation)
     assert app.triggers.delete('s')
     assert not storage.exists
+
+
+def test_a_gate_is_not_called(app: Any) -> None:
+    with pytest.raises(TypeError, match='use apply_async'):
+        gate(add(app).s(1), after=['a'])()
