@@ -287,3 +287,12 @@ def test_a_session_is_not_deleted_before_the_end_of_its_gates_was_sent(tmp_path:
 def test_a_gate_is_not_called(app: Any) -> None:
     with pytest.raises(TypeError, match='use apply_async'):
         gate(add(app).s(1), after=['a'])()
+
+
+def test_as_a_callback_it_is_stored_once_however_often_its_task_is_delivered(app: Any) -> None:
+    callback = gate(add(app).s(1), after=['a'], uid='s', trigger_name='g')
+    for _ in range(2):
+        add(app).apply_async((1, 1), link=callback, task_id='delivered')
+    add(app).apply_async((1, 1), link=callback, task_id='another')
+    storage = app.triggers.session('s').storage
+    assert len({instance.task_id for instance in storage}) == len([*storage]) == 2
