@@ -129,6 +129,8 @@ class Applying:
             name: value for name, value in self.options.items()
             if name not in _NOT_STORED and value is not None
         }
+        if self._ignores_result:
+            options['ignore_result'] = True
         call = {
             'task': self.gate.task, 'args': list(self.gate.args), 'kwargs': self.gate.kwargs,
             'options': options,

@@ -70,7 +70,8 @@ class OverdueInstance:
     def _wait_on(self, deadline: int) -> str:
         """Leave what waits alone; store the state of a gate's result again, which expires."""
         refresh = self.settings.limits.gate_refresh
-        if self.instance.gate is not None and refresh:
+        gate = self.instance.gate
+        if gate is not None and gate.has_result and refresh:
             self.application.show_waiting(
                 self.instance.task_id, self.manager.uid, self.instance.name
             )

@@ -298,7 +298,8 @@ class FiringStep(Draft):
         """Note what a waiting instance waits for, and until when."""
         self._set_waits(instance, instance.waits_for(task))
         due = instance.deadline(task)
-        if instance.gate is not None and self.limits.gate_refresh:
+        gate = instance.gate
+        if gate is not None and gate.has_result and self.limits.gate_refresh:
             # Its result's state must not expire while it waits.
             due = min(filter(None, (due, self.now + self.limits.gate_refresh)))
         if due:

@@ -48,6 +48,11 @@ class Gate:
         """Whether it is in the header of a chord, which waits for its end."""
         return bool(self.call['options'].get('chord'))
 
+    @property
+    def has_result(self) -> bool:
+        """Whether somebody may look at its result while it waits."""
+        return not self.call['options'].get('ignore_result')
+
     def copy(self) -> Gate:
         """Return what an instance has that a template makes."""
         return Gate(

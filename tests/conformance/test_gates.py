@@ -567,6 +567,13 @@ class TestWaiting:
             lambda: reports.append(did(sweep(medium, manager))) or 'expired' in reports[-1]
         )
 
+    def test_one_whose_result_is_ignored_is_left_alone(self, medium: Medium):
+        manager = medium.manager({}, **self.REFRESHED)
+        gate = a_gate(after=['a'])
+        gate.call['options']['ignore_result'] = True
+        manager.follow_up(apply_gate(manager, 'g', 'id', gate))
+        assert dues(medium, manager) == {}
+
     def test_without_an_end_of_results_it_has_no_date(self, medium: Medium):
         manager = medium.manager()
         apply(manager, after=['a'])
