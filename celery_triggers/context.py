@@ -105,7 +105,10 @@ class TaskContext:
         digest = self.manager.storage.codec.digest(trigger, kwargs)
         count = self._fired.get(digest, 0) + 1
         run = self._run
-        event_id = f'{run.task_id}:{run.attempt}:{digest}:{count}' if run is not None else None
+        event_id = None
+        if run is not None:
+            # The instance too: the replay of a gate has the same task id.
+            event_id = f'{run.instance}:{run.task_id}:{run.attempt}:{digest}:{count}'
         firing = self.manager.ready(trigger, kwargs, event_id=event_id, run=run).make()
         # Not before: a call that is repeated because the storage gave no answer is the same.
         self._fired[digest] = count

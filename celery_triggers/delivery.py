@@ -280,20 +280,28 @@ class Delivery:
 
         return self._report(f'failure ({reason})', decide, log_level)
 
-    def lose(self, message: str) -> bool:
+    def lose(self, message: str, *, untold: bool = False) -> bool:
         """Take the instance back from a worker that is gone; tell whether that counted.
 
+        Args:
+            untold: Whether Celery knows nothing of it, see :meth:`.Step.fail`.
         """
         facts = lost_worker(message)
 
         def decide(step: Step, instance: Instance) -> None:
-            step.lose(instance, facts)
+            step.lose(instance, facts, untold=untold)
 
         return self._report('loss', decide)
 
-    def revoke(self, reason: str) -> bool:
-        """End the instance as revoked; tell whether that counted."""
-        return self._report('revocation', lambda step, instance: step.revoke(instance, reason))
+    def revoke(self, reason: str, *, untold: bool = False) -> bool:
+        """End the instance as revoked; tell whether that counted.
+
+        Args:
+            untold: Whether all that is known is the stored result, see :meth:`.Step.finish`.
+        """
+        return self._report(
+            'revocation', lambda step, instance: step.revoke(instance, reason, untold=untold)
+        )
 
     def retry(
         self,
@@ -329,7 +337,7 @@ class Delivery:
         facts = self._storable(metadata or {})
 
         def decide(step: Step, instance: Instance) -> None:
-            step.skip(instance, metadata=facts)
+            step.skip(instance, metadata=facts, untold=True)
 
         return self._report('skip', decide, log_level)
 

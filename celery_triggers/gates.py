@@ -111,23 +111,29 @@ class GateEnd:
     header: Mapping[str, Any]
     token: str
 
-    def claim(self, *, again: bool = False) -> bool:
+    def claim(self) -> bool:
         """Take the right to do it; tell whether it is still to be done, and nobody is at it.
 
         A session that was deleted cannot say so any more: then it is done.
-
-        Args:
-            again: Whether it may have taken the right before, and not come to the end.
 
         Raises:
             StorageUnavailable: The storage did not answer.
         """
         lease = StorageTime(int(float(self.manager.storage.settings.lease) * 1000))
-        tokens = ['', self.token] if again else ['']
         granted, row = self.manager.storage.write(
-            self._write(tokens, {'token': self.token, 'lease': lease}, lease)
+            self._write('', {'token': self.token, 'lease': lease}, lease)
         )
         return granted or row is None
+
+    def give_up(self) -> None:
+        """Give the right back: it could not be done now.
+
+        Raises:
+            StorageUnavailable: The storage did not answer. It is given back when its lease ends.
+        """
+        self.manager.storage.write(
+            self._write(self.token, {'token': '', 'lease': 0}, StorageTime())
+        )
 
     def done(self) -> None:
         """Note that they know.
@@ -136,16 +142,13 @@ class GateEnd:
             StorageUnavailable: The storage did not answer. They are told once more then.
         """
         self.manager.storage.write(
-            self._write([self.token], {'loss': '', 'token': '', 'lease': 0}, 0)
+            self._write(self.token, {'loss': '', 'token': '', 'lease': 0}, 0)
         )
 
     def _write(
-        self, tokens: list[str], changes: Mapping[str, Any], due: int | StorageTime
+        self, token: str, changes: Mapping[str, Any], due: int | StorageTime
     ) -> Write:
-        guards = [
-            {'task_id': self.header['task_id'], 'loss': ENDING, 'token': token}
-            for token in tokens
-        ]
+        guard = {'task_id': self.header['task_id'], 'loss': ENDING, 'token': token}
         return Write(
-            str(self.header['instance']), str(self.header['incarnation']), guards, changes, due
+            str(self.header['instance']), str(self.header['incarnation']), [guard], changes, due
         )

@@ -89,7 +89,7 @@ class OverdueInstance:
                 'the end of the gate %s of session %r could not be told: its message was sent '
                 '%d times', self.instance.name, self.manager.uid, self.instance.sends,
             )
-            self._write({'loss': ''}, due=0)
+            self._write({'loss': '', 'token': '', 'lease': 0}, due=0)
             return 'failed'
         if self.instance.token:
             # Whoever was telling them is gone.
@@ -207,7 +207,7 @@ class OverdueInstance:
         if not self._is_newer(stored):
             return None
         if stored.state == 'REVOKED':
-            return 'repaired' if delivery.revoke('revoked') else None
+            return 'repaired' if delivery.revoke('revoked', untold=True) else None
         facts = exception_facts(stored.result)
         if facts['type'] in _OF_LOST_RUNS:
             return None

@@ -13,8 +13,10 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from celery import states
@@ -184,28 +186,39 @@ def _end_with(triggers: Any) -> Any:
             end: How it ended: ``{"status", "reason", "missing", "message", "result"}``.
             request: What its message would have had, see :class:`celery.app.task.Context`.
         """
-        ending = GateEnd(triggers.session(
+        manager = triggers.session(
             str(header['uid']), str(header['manager']), str(header['storage'])
-        ), header, self.request.id)
-        if not ending.claim(again=self.request.retries > 0):
+        )
+        # More than the message's id: that may come twice.
+        ending = GateEnd(manager, header, f'{self.request.id}:{secrets.token_hex(4)}')
+        if not ending.claim():
             return
         context = Context({**request, 'delivery_info': {'is_eager': self.request.is_eager}})
-        store = not request.get('ignore_result')
-        backend = self.app.backend
-        if end['status'] in ('finished', 'skipped'):
-            backend.mark_as_done(context.id, end['result'], context, store_result=store)
-        else:
-            revoked = end['status'] == 'revoked'
-            backend.mark_as_failure(
-                context.id,
-                _exception(header, end),
-                request=context,
-                store_result=store,
-                state=states.REVOKED if revoked else states.FAILURE,
-            )
+        try:
+            _tell(self.app.backend, context, header, end)
+        except _DOWN:
+            with suppress(StorageUnavailable):
+                ending.give_up()
+            raise
         _note_done(ending)
 
     return end
+
+
+def _tell(
+    backend: Any, context: Context, header: Mapping[str, Any], end: Mapping[str, Any]
+) -> None:
+    store = not context.ignore_result
+    if end['status'] in ('finished', 'skipped'):
+        backend.mark_as_done(context.id, end['result'], context, store_result=store)
+        return
+    backend.mark_as_failure(
+        context.id,
+        _exception(header, end),
+        request=context,
+        store_result=store,
+        state=states.REVOKED if end['status'] == 'revoked' else states.FAILURE,
+    )
 
 
 def _exception(header: Mapping[str, Any], end: Mapping[str, Any]) -> Exception:

@@ -109,15 +109,19 @@ def submit(
     reporter.submit(run)
 
 
-def submit_loss(task: Any, request: Any, message: str) -> None:
-    """Report that the process is gone which was given a request."""
+def submit_loss(task: Any, request: Any, message: str, *, untold: bool = False) -> None:
+    """Report that the process is gone which was given a request.
+
+    Args:
+        untold: Whether Celery tells nobody who waits for the result.
+    """
     header = request.request_dict.get('triggers')
     if not is_header(header):
         return
 
     def report(delivery: Delivery) -> None:
         if not finished_after_all(task, request.id, delivery):
-            delivery.lose(message)
+            delivery.lose(message, untold=untold)
 
     submit(task.app, header, request.request_dict.get('triggers_token', ''), report)
 

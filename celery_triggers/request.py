@@ -38,7 +38,10 @@ class TriggerRequest(Request):
         elif token and self._is_loss(_exception(exc_info)):
             # Through the queue: whether the message comes back or was acknowledged, its
             # claim is ended and the instance sent again, and one of the two is refused.
-            submit_loss(self.task, self, str(_exception(exc_info)))
+            task: Any = self.task
+            # What Celery gives back to the broker it tells nobody of.
+            returned = bool(task.acks_late and task.reject_on_worker_lost)
+            submit_loss(task, self, str(_exception(exc_info)), untold=returned)
         return super().on_failure(exc_info, *args, **kwargs)
 
     def cancel(self, *args: Any, **kwargs: Any) -> Any:

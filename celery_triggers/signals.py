@@ -127,7 +127,7 @@ def on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: A
     elif get_current_task() is None and getattr(reason, 'sig', None) is None:
         held = request_of(request.id)
         if held is not None:
-            submit_loss(sender, held, 'the worker was shut down while it ran')
+            submit_loss(sender, held, 'the worker was shut down while it ran', untold=True)
 
 
 def on_revoked(
@@ -183,13 +183,15 @@ def on_postrun(
             counted = delivery.replay(*facts)
             if not counted:
                 delivery.patience = 0.0
-                counted = delivery.fail('cannot be replayed', exception_facts(None), level)
+                counted = delivery.fail(
+                    'cannot be replayed', exception_facts(None), level, untold=True
+                )
         else:
             metadata = retval.metadata if isinstance(retval, Skipped) else None
             counted = delivery.skip(metadata, level)
-        # The result of a gate that is replayed is still to come, under the same id.
-        comes = isinstance(retval, Replayed) and delivery.header.get('gate')
-        if counted and not comes:
+        # The result of a gate that is replayed is still to come, under the same id; that of
+        # one that is skipped is ended like that of any gate.
+        if counted and not delivery.header.get('gate'):
             # Not otherwise: the sweep would take the result for the instance's outcome.
             _store_none(sender, request)
 

@@ -74,8 +74,8 @@ class Draft:
             if instance.gate is not None:
                 had_date = True
                 self._forget_gate(instance, instance.gate)
-        if instance.is_ending:
-            # It was replayed or skipped before anybody was told.
+        if instance.is_ending and instance.status is Status.REPLAYED:
+            # Before anybody was told: what takes its place has the same result.
             instance.loss, had_date = '', True
         if had_date and instance.status not in WITH_DUE_DATE:
             self.dues[instance.name] = 0

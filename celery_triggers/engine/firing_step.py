@@ -15,7 +15,7 @@ from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.cycles import loop_through
 from celery_triggers.engine.draft import Draft
 from celery_triggers.engine.filters import matches
-from celery_triggers.engine.finalizing import is_settled
+from celery_triggers.engine.finalizing import is_settled, waits_for_the_end
 from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.limits import Limits
 from celery_triggers.engine.names import SESSION_FINALIZED, delayed_name, outcome_trigger
@@ -160,7 +160,9 @@ class FiringStep(Draft):
     def _too_deep(self, instance: Instance, trigger: str) -> str | None:
         """Say which loop a firing at the end of an instance would carry on too far."""
         configuration = self.session.configuration
-        if instance.cascade < self.limits.max_cascade or not configuration.listeners(trigger):
+        if instance.cascade < self.limits.max_cascade:
+            return None
+        if not configuration.listeners(trigger) and not self.session.gates_waiting_for(trigger):
             return None
         loop = ' -> '.join(loop_through(configuration, instance.task) or [instance.task, '...'])
         message = (
@@ -212,7 +214,8 @@ class FiringStep(Draft):
             # Something of this very firing has ended it.
             return
         task = instance.gate.config(instance.task)
-        if instance.gate.template and firing.trigger == task.and_every:
+        overdue = 0 < instance.deadline(task) <= self.now
+        if instance.gate.template and firing.trigger == task.and_every and not overdue:
             self._judge(task, self._copy_of(task, instance, firing))
         if firing.trigger in instance.waits_for(task):
             every = task.every is not None and task.every.key not in instance.received
@@ -222,7 +225,9 @@ class FiringStep(Draft):
     def _copy_of(self, task: TaskConfig, template: Instance, firing: FiringRecord) -> Instance:
         """Make the instance that a firing of a gate's ``andEvery`` asks for."""
         assert template.gate is not None
-        copy = self._next_instance(template.task, template.gate.copy(), self.new_id())
+        gate = template.gate.copy()
+        gate.aside = waits_for_the_end(self.session.configuration, task)
+        copy = self._next_instance(template.task, gate, self.new_id())
         for leaf in task.leaves:
             # What the template has may have been fired again since.
             known = self._known(leaf) if leaf.key in template.received else None

@@ -57,7 +57,7 @@ class Gate:
         """Return what an instance has that a template makes."""
         return Gate(
             self.directives, self.call, self.args, self.kwargs, self.delay, self.eta,
-            aside=self.aside, since=dict(self.since),
+            since=dict(self.since),
         )
 
     def stored(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from celery_triggers.engine.gates import Gate
 from celery_triggers.engine.instances import AGAIN, Instance, merged
 from celery_triggers.engine.session import FiringRecord, Latest, NotLoaded, Plan
 from celery_triggers.engine.transitions import BY_HAND, UNHAPPY, Event, Status, next_status
-from celery_triggers.exceptions import InvalidTransition
+from celery_triggers.exceptions import InvalidConfiguration, InvalidTransition
 
 #: The reason of a failure whose worker is gone.
 WORKER_LOST = 'worker lost'
@@ -60,12 +60,19 @@ class Step(FiringStep):
         self._advance(instance, Event.LATE_SUCCESS if late else Event.FINISH)
         self._unclaim(instance)
         instance.metadata['result'] = result
-        if untold and instance.gate is not None and instance.gate.in_chord:
-            # Whoever died may have Celery's claim to hand the body on, and then nobody else
-            # can until that is over.
-            self._end_gate(instance, self.now + self.limits.chord_patience, at_once=False)
+        if untold:
+            self._tell_chord(instance)
         self._fire_end(instance, instance.task, cascade)
         self.settle()
+
+    def _tell_chord(self, instance: Instance) -> None:
+        """Have a gated task counted as a part of its chord, if it is in one.
+
+        Whoever died may have Celery's claim to hand the body on, and then nobody else can
+        until that is over.
+        """
+        if instance.gate is not None and instance.gate.in_chord:
+            self._end_gate(instance, self.now + self.limits.chord_patience, at_once=False)
 
     def fail(
         self,
@@ -93,14 +100,20 @@ class Step(FiringStep):
         self._fire_outcome(instance, 'failed', {'reason': reason, **facts})
         self.settle()
 
-    def revoke(self, instance: Instance, reason: str) -> None:
-        """End an instance as revoked."""
+    def revoke(self, instance: Instance, reason: str, *, untold: bool = False) -> None:
+        """End an instance as revoked.
+
+        Args:
+            untold: As for :meth:`finish`.
+        """
         waited = instance.status is Status.UNSTARTED
         self._advance(instance, Event.REVOKE)
         self._unclaim(instance)
         instance.metadata['reason'] = reason
         if waited:
             self._tell_end(None, instance)
+        elif untold:
+            self._tell_chord(instance)
         self._fire_outcome(instance, 'revoked', {'reason': reason})
         self.settle()
 
@@ -184,12 +197,19 @@ class Step(FiringStep):
         *,
         metadata: Mapping[str, Any] | None = None,
         cascade: dict[str, Any] | None = None,
+        untold: bool = False,
     ) -> None:
-        """End an instance as skipped; ``cascade`` fires its task's name with these kwargs."""
+        """End an instance as skipped; ``cascade`` fires its task's name with these kwargs.
+
+        Args:
+            untold: Whether Celery has told nobody that it ended.
+        """
         self._advance(instance, Event.SKIP)
         self.skipped.append((instance.name, cascade is not None))
         self._unclaim(instance)
         instance.metadata.update(metadata or {})
+        if untold:
+            self._tell_end(None, instance)
         if cascade is not None:
             self._fire_by_hand(instance, cascade)
         self.settle()
@@ -330,7 +350,9 @@ class Step(FiringStep):
             instance.metadata['reason'] = 'by hand'
         instance.metadata.update(metadata or {})
         self._recount(instance, before)
-        self._tell_end(self.session.config_of(instance), instance)
+        if before not in UNHAPPY:
+            # What failed or was revoked has told that it did.
+            self._tell_end(self.session.config_of(instance), instance)
         if cascade is not None:
             self._fire_by_hand(instance, cascade)
         if status in UNHAPPY:
@@ -360,6 +382,12 @@ class Step(FiringStep):
                 that have no instance.
         """
         old = self.session.configuration
+        for name in sorted({i.task for i in self.session.instances.values() if i.gate}):
+            if name in configuration and name not in old:
+                raise InvalidConfiguration(
+                    'a gate of this session has this name; give the trigger task another',
+                    task=name,
+                )
         self.session.configuration = self.new_configuration = configuration
         self.session.head.digest = configuration.digest
         self.changed = True

@@ -375,15 +375,17 @@ class TestEnding:
         assert not second.claim()
         first.done()
         assert not second.claim()
-        assert not ending(manager, token='one').claim(again=True)
+        assert not ending(manager, token='one').claim()
         assert dues(medium, manager) == {}
         assert statuses(manager) == {'g#0': 'abandoned'}
 
-    def test_whoever_tells_it_may_begin_again(self, medium: Medium):
+    def test_whoever_gives_it_up_leaves_it_to_others(self, medium: Medium):
         manager = self.abandoned(medium)
-        assert ending(manager).claim()
-        assert not ending(manager).claim()
-        assert ending(manager).claim(again=True)
+        assert ending(manager, token='one').claim()
+        ending(manager, token='two').give_up()
+        assert not ending(manager, token='two').claim()
+        ending(manager, token='one').give_up()
+        assert ending(manager, token='two').claim()
 
     def test_a_message_that_was_lost_is_sent_again(self, medium: Medium):
         manager = self.abandoned(medium, triggers_dispatch_grace=0.1)
@@ -401,7 +403,7 @@ class TestEnding:
         manager = self.abandoned(medium, triggers_lease=1, triggers_dispatch_grace=0.1)
         assert ending(manager).claim()
         manager.storage.write(
-            ending(manager)._write(['end'], {'lease': 0}, 1)  # its lease is over
+            ending(manager)._write('end', {'lease': 0}, 1)  # its lease is over
         )
         seen = [did(sweep(medium, manager))]
         assert eventually(lambda: seen.append(did(sweep(medium, manager))) or endings(manager)[1:])

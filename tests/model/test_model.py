@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,21 +24,27 @@ from hypothesis.stateful import (
 )
 
 from celery_triggers.engine.configuration import Configuration
+from celery_triggers.engine.gates import Gate, gate_config
 from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import EventConflict, InvalidConfiguration, InvalidTransition
+from celery_triggers.gates import apply_gate, revoke_gate
 from celery_triggers.manager import InvalidFiring, TriggerManager
+from celery_triggers.registry import storage_backends
 from tests.model.reference import FINALIZED, OUTCOMES, RESOLVED, Reference, Refused
 from tests.support import FakeApplication, Medium, delivery, medium
 
 TRIGGERS = ['a', 'b', 'c']
 TASKS = ['t_1', 't_2', 't_3', 't_4', 't_5']
 
+#: The names of gates: what a firing reaches is worked on in the order of names.
+GATES = ['g_1', 'u_1']
+
 names = st.one_of(
     st.sampled_from(TRIGGERS),
     st.sampled_from(TRIGGERS),
-    st.sampled_from(TASKS),
+    st.sampled_from([*TASKS, *GATES]),
     st.sampled_from(
-        [*(f'{task}{end}' for task in TASKS[:3] for end in OUTCOMES[:3]), FINALIZED]
+        [*(f'{name}{end}' for name in (*TASKS[:3], *GATES) for end in OUTCOMES[:3]), FINALIZED]
     ),
 )
 
@@ -100,6 +107,25 @@ def _is_legal(configuration: Any) -> bool:
 
 
 directives = directives.filter(lambda found: _is_legal({'t_x': found}))
+
+
+def _is_legal_gate(found: Any) -> bool:
+    try:
+        gate_config('g_1', json.dumps(found, sort_keys=True))
+    except InvalidConfiguration:
+        return False
+    return True
+
+
+gates = st.fixed_dictionaries(
+    {'run': st.just('x')},
+    optional={
+        'after': conditions,
+        # Of the application's own: copies that lead to copies would never end.
+        'andEvery': st.sampled_from(TRIGGERS),
+        'unless': st.one_of(conditions, leaves.map(lambda leaf: [leaf])),
+    },
+).filter(_is_legal_gate)
 
 
 configurations = st.dictionaries(
@@ -184,6 +210,36 @@ class Sessions(RuleBasedStateMachine):
         else:
             assert self.manager.fire(trigger, kwargs, event_id=event).duplicate == repeated
 
+    @rule(
+        name=st.sampled_from(GATES), again=st.sampled_from([False, False, False, True]),
+        number=picks, directives=gates, fresh=st.sampled_from([False, False, True]),
+    )
+    def apply_gate(
+        self, name: str, again: bool, number: int, directives: Any, fresh: bool
+    ) -> None:
+        known = [i for i in self.reference.instances if i.task_id is not None]
+        task_id = f'{Sessions.serial} {len(known)}'
+        if again and known:
+            name, task_id = known[number % len(known)].task, str(known[number % len(known)].task_id)
+        gate = Gate(
+            json.dumps(directives, sort_keys=True),
+            {'task': 'x', 'args': [], 'kwargs': {}, 'options': {}},
+            template='andEvery' in directives,
+        )
+        outcome = apply_gate(self.manager, name, task_id, gate, fresh=fresh)
+        self.manager.follow_up(outcome)
+        before = self.reference.apply_gate(name, task_id, directives, 0, fresh)
+        assert outcome.duplicate == before
+
+    @precondition(lambda self: any(i.gate for i in self.reference.instances))
+    @rule(number=picks, mine=st.sampled_from([True, True, True, False]))
+    def revoke_gate(self, number: int, mine: bool) -> None:
+        gates = [i for i in self.reference.ordered() if i.gate is not None]
+        instance = gates[number % len(gates)]
+        task_id = self.manager.storage[instance.name].task_id if mine else 'another'
+        revoked = revoke_gate(self.manager, instance.name, task_id)
+        assert revoked == (mine and self.reference.revoke_gate(instance))
+
     @precondition(lambda self: self.reference.instances)
     @rule(number=picks)
     def claim(self, number: int) -> None:
@@ -249,8 +305,8 @@ class Sessions(RuleBasedStateMachine):
     @rule(number=picks, kwargs=st.sampled_from([{}, {'a': {'n': 'replaced'}}]))
     def replay_by_hand(self, number: int, kwargs: Any) -> None:
         instance = self.pick(number)
-        config = self.manager.storage.tasks.get(instance.name.rpartition('#')[0])
-        known = {*instance.got, *(leaf.key for leaf in (config.leaves if config else ()))}
+        task = self.reference.task_of(instance)
+        known = {*instance.got, *(leaf.key for leaf in (task.leaves if task else ()))}
         # Kwargs of a trigger that the task has nothing to do with are refused.
         kwargs = {trigger: value for trigger, value in kwargs.items() if trigger in known}
         self.both(
@@ -321,12 +377,14 @@ class Sessions(RuleBasedStateMachine):
         if not hasattr(self, 'reference'):
             return
         wanted, session = self.reference, self.manager.storage.load()
-        assert self.application.released == wanted.released
+        released = [r.instance.name for r in self.application.releases if not r.ends]
+        assert released == wanted.released
         history = [
             (r.trigger, plain(r.trigger, r.kwargs), r.cause, r.event_id) for r in session.history
         ]
         assert history == wanted.history
-        assert {t: plain(t, latest.kwargs) for t, latest in session.latest.items()} == {
+        latest = {t: plain(t, found.kwargs) for t, found in session.latest.items() if found.count}
+        assert latest == {
             trigger: wanted.past(trigger)[-1] for trigger, _, _, _ in wanted.history
         }
         assert {name: str(i.status) for name, i in session.instances.items()} == {
@@ -338,6 +396,8 @@ class Sessions(RuleBasedStateMachine):
             assert all_plain(found.kwargs) == wanted.kwargs(instance)
             assert (found.attempt, found.depth) == (instance.attempt, instance.depth)
             assert found.metadata.get('parent') == instance.parent
+            assert instance.task_id in (None, found.task_id)
+            assert (found.record.gate is None) == (instance.gate is None)
         unresolved = [task.name for task in self.manager.get_unresolved_tasks()]
         assert unresolved == wanted.unresolved_tasks()
 
@@ -352,6 +412,7 @@ class Sessions(RuleBasedStateMachine):
         for task, counts in session.counts.items():
             own = [i for i in instances if i.task == task]
             assert sorted(i.number for i in own) == list(range(counts.total))
+            own = [i for i in own if i.gate is None]
             assert counts.unresolved == sum(not i.is_resolved for i in own)
             assert counts.unstarted == sum(i.status is Status.UNSTARTED for i in own)
         assert {i.task for i in instances} <= set(session.counts)
@@ -359,10 +420,43 @@ class Sessions(RuleBasedStateMachine):
             (leaf.trigger, i.name)
             for i in instances
             if i.status is Status.UNSTARTED
-            for leaf in session.configuration[i.task].leaves
+            for leaf in (i.gate.config(i.task) if i.gate else session.configuration[i.task]).leaves
             if leaf.key not in i.received
         }
         assert {(t, n) for t, names in session.waiting.items() for n in names} == waiting
+        gates = [i for i in instances if i.gate is not None and i.status is Status.UNSTARTED]
+        assert session.head.gates == len(gates)
+        aside = [i.name for i in self.reference.waiting_gates() if not i.keeps_open]
+        assert session.head.aside == len(aside)
+        assert self.known_gates(session) == {
+            i.task_id: (self.manager.uid, i.name) for i in gates
+        }
+
+    def known_gates(self, session: Any) -> Any:
+        """Return which of a session's task ids the storage knows as those of waiting gates."""
+        ids = [i.task_id for i in session.instances.values() if i.task_id]
+        class_ = storage_backends.get_class(self.medium.key)
+        return class_.gates(self.medium.url, self.manager.storage.settings, ids)
+
+    @invariant()
+    def whose_end_is_told(self) -> None:
+        """Of a gate that did not run; nobody has told it, so all of them still have to be."""
+        if not hasattr(self, 'reference'):
+            return
+        session = self.manager.storage.load()
+        told = {r.instance.name for r in self.application.releases if r.ends}
+        for instance in session.instances.values():
+            if instance.gate is None or not instance.is_ending:
+                assert not instance.is_ending
+                continue
+            assert instance.name in told
+            assert instance.status not in (Status.UNSTARTED, Status.SCHEDULED, Status.RUNNING)
+        for instance in self.reference.instances:
+            stored = session.instances[instance.name]
+            # What has failed has told that; a person may say something else of it later.
+            told_before = {'failed', 'revoked'}.intersection(stored.times)
+            if instance.gate is not None and instance.status == 'abandoned' and not told_before:
+                assert stored.is_ending
 
     @invariant()
     def what_holds_at_all_times(self) -> None:
@@ -375,7 +469,7 @@ class Sessions(RuleBasedStateMachine):
         for instance in session.instances.values():
             assert bool(instance.token) == (instance.status is Status.RUNNING)
             assert bool(instance.claimed) == (instance.status is Status.RUNNING)
-        released = self.application.released
+        released = [r.instance.name for r in self.application.releases if not r.ends]
         assert len(set(released)) == len(released)
 
 

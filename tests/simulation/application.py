@@ -14,6 +14,7 @@ from celery_triggers import runners  # noqa: F401  (registers the runners)
 from celery_triggers.controller import Release
 from celery_triggers.delivery import Delivery
 from celery_triggers.dispatcher import Dispatcher
+from celery_triggers.engine.calls import END
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import trigger_managers
@@ -29,6 +30,9 @@ from tests.simulation.world import World
 
 #: For how long nothing is sent after the broker failed, in milliseconds.
 BROKER_PAUSE = 500
+
+#: States in which a task has ended.
+READY = ('SUCCESS', 'FAILURE', 'REVOKED')
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,18 @@ class Results:
         self._ask()
         self.asked[task_id] = self.world.now
         return self.stored.get(task_id)
+
+    def show_waiting(self, task_id: str) -> None:
+        """Keep that a task waits, unless it is known to have ended.
+
+        Raises:
+            ConnectionError: The backend does not answer.
+        """
+        self._ask()
+        known = self.stored.get(task_id)
+        if known is None or known.state not in READY:
+            self.world.happened['shown to wait'] += 1
+            self.store(task_id, 'WAITING')
 
     def _ask(self) -> None:
         world = self.world
@@ -120,7 +136,8 @@ class SimulatedApplication:
 
     def dispatch(self, releases: Sequence[Release]) -> int:
         for release in releases:
-            self.ledger.runs[release.manager.uid, release.instance.name] = release.config.run
+            if not release.ends:
+                self.ledger.note_run(release)
         return self._dispatcher.dispatch(releases)
 
     def makes_claims(self, task_name: str) -> bool | None:
@@ -132,9 +149,15 @@ class SimulatedApplication:
             found = self.results.get(task_id)
         except ConnectionError:
             return None
-        if found is None or found.state not in ('SUCCESS', 'FAILURE', 'REVOKED'):
+        if found is None or found.state not in READY:
             return None
         return StoredOutcome(found.state, found.value, found.at)
+
+    def show_waiting(self, task_id: str, uid: str, instance: str) -> None:
+        try:
+            self.results.show_waiting(task_id)
+        except ConnectionError:
+            self.world.note('the result backend is down')
 
     def async_result(self, task_id: str) -> Any:
         raise NotImplementedError
@@ -143,9 +166,13 @@ class SimulatedApplication:
 
     def delivery(self, header: Mapping[str, Any], token: str) -> Delivery:
         """Return a delivery, as ``app.triggers.delivery`` does."""
-        storage = SimulatedStorageBackend(header['uid'], URL, application=self)
-        manager: Any = trigger_managers.get(header['manager'], storage)
-        return Delivery(manager, header, token)
+        return Delivery(self.session(header['uid'], header['manager']), header, token)
+
+    def session(self, uid: str, manager: str, storage: str = '') -> Any:
+        """Return the manager of a session, as ``app.triggers.session`` does."""
+        return trigger_managers.get(
+            manager, SimulatedStorageBackend(uid, URL, application=self)
+        )
 
     def reporting(self, delivery: Delivery, what: str) -> Any:
         """Whatever follows is this delivery's doing."""
@@ -218,7 +245,7 @@ class _App:
 
     def __init__(self, application: SimulatedApplication):
         self.tasks = {
-            name: _Task(name, application.broker) for name in application.tasks
+            name: _Task(name, application.broker) for name in (*application.tasks, END)
         }
 
 
@@ -234,7 +261,13 @@ class _Task:
     def apply_async(self, args: Any = (), kwargs: Any = None, **options: Any) -> None:
         eta = options.get('eta')
         not_before = round(eta.timestamp() * 1000) if eta is not None else 0
-        message = Message(options['headers']['triggers'], self.name, not_before)
+        if self.name == END:
+            assert kwargs is not None
+            number = self.broker.world.serial('end-')
+            message = Message(kwargs['header'], END, end=kwargs, id=number)
+        else:
+            chord = bool(options.get('chord'))
+            message = Message(options['headers']['triggers'], self.name, not_before, chord=chord)
         if 'wire' in options:
             options['wire'].append(message)
         else:

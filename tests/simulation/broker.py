@@ -20,19 +20,28 @@ class Message:
         run: The Celery task's name.
         not_before: Its ETA, by the hosts' clocks; 0 without.
         visible_at: From when on the broker gives it to somebody.
+        chord: Whether its task is a part of a chord.
+        end: The arguments of the task that tells the end of a gate; ``None`` for others.
+        id, retries: That task's own.
     """
 
     header: Mapping[str, Any]
     run: str
     not_before: int = 0
     visible_at: int = 0
+    chord: bool = False
+    end: Mapping[str, Any] | None = None
+    id: str = ''
+    retries: int = 0
 
     def again(self, not_before: float) -> Message:
         """Return the same message with an ETA."""
-        return Message(self.header, self.run, int(not_before))
+        return replace(self, not_before=int(not_before), visible_at=0)
 
     def __repr__(self) -> str:
         header = self.header
+        if self.end is not None:
+            return f'<{self.id}: the end of {header["instance"]} of {header["uid"]}>'
         return f'<{header["instance"]} attempt {header["attempt"]} of {header["uid"]}>'
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.session import Session
+from celery_triggers.engine.step import WORKER_LOST
 from celery_triggers.engine.transitions import Status
+from tests.model.known import KNOWN_BUGS
+from tests.simulation.application import READY
 from tests.simulation.facts import FiringFact, SessionFacts
+from tests.simulation.gates import BEFORE_ITS_END
 from tests.simulation.history import check_by_reference
 from tests.simulation.storage import POISON, URL, SimulatedStorageBackend
 
@@ -22,6 +27,7 @@ def check_all(simulation: Simulation) -> None:
     """
     _check_quiet(simulation)
     _check_firings(simulation)
+    _check_applied(simulation)
     for uid in simulation.documents():
         if uid == POISON:
             continue
@@ -31,6 +37,7 @@ def check_all(simulation: Simulation) -> None:
         _check_counters(simulation, session)
         _check_history(simulation, session, facts)
         _check_every(simulation, session)
+        _check_gates(simulation, session)
         check_by_reference(simulation, session, facts)
 
 
@@ -49,6 +56,9 @@ def _check_quiet(simulation: Simulation) -> None:
         if uid == POISON:
             continue
         row = documents[uid].rows.get(name) if uid in documents else None
+        if row and row.status == 'unstarted' and simulation.ledger.settings.limits.gate_refresh:
+            # The state of a gate's result is stored again for as long as it waits.
+            continue
         if name and not (row and simulation.is_forsaken(uid, name, row)):
             broken('4 index', f'{name} of {uid} has a due date in the end')
 
@@ -93,9 +103,9 @@ def _check_counters(simulation: Simulation, session: Session) -> None:
     if session.head.unresolved != sum(not i.is_resolved for i in instances):
         broken('4 counters', f'{session.uid}: unresolved is {session.head.unresolved}')
     for task, counts in session.counts.items():
-        own = [i for i in instances if i.task == task]
+        own = [i for i in instances if i.task == task and i.gate is None]
         recount = (
-            len(own),
+            sum(i.task == task for i in instances),
             sum(not i.is_resolved for i in own),
             sum(i.status is Status.UNSTARTED for i in own),
         )
@@ -104,15 +114,77 @@ def _check_counters(simulation: Simulation, session: Session) -> None:
     waiting = {
         (leaf.trigger, i.name)
         for i in instances
-        if i.status is Status.UNSTARTED and i.task in session.configuration
-        for leaf in session.configuration[i.task].leaves
+        if i.status is Status.UNSTARTED
+        for leaf in getattr(session.config_of(i), 'leaves', ())
         if leaf.key not in i.received
     }
     if {(t, n) for t, names in session.waiting.items() for n in names} != waiting:
         broken('4 waiting lists', f'{session.uid}: {session.waiting}, not {waiting}')
     for instance in instances:
-        if bool(instance.token) != (instance.status is Status.RUNNING):
+        given_up = instance.gate is not None and 'given up with a token' in KNOWN_BUGS
+        if bool(instance.token) != (instance.status is Status.RUNNING) and not given_up:
             broken('3 token', f'{instance.name} is {instance.status} with {instance.token!r}')
+
+
+def _check_applied(simulation: Simulation) -> None:
+    ledger = simulation.ledger
+    for fact in ledger.gates.facts:
+        made = [
+            ledger.gates.made[incarnation, fact.task_id]
+            for incarnation, facts in ledger.sessions.items() if facts.uid == fact.uid
+        ]
+        if fact.answered and not any(made):
+            ledger.broken('11 applied once', f'{fact} was acknowledged and not applied')
+
+
+def _check_gates(simulation: Simulation, session: Session) -> None:
+    broken = simulation.ledger.broken
+    gates = [i for i in session.instances.values() if i.gate is not None]
+    waiting = [i for i in gates if i.status is Status.UNSTARTED]
+    recount = (len(waiting), sum(i.gate.aside for i in waiting if i.gate))
+    if (session.head.gates, session.head.aside) != recount:
+        broken('4 counters', f'{session.uid}: {session.head}, not {recount}')
+    space = SimulatedStorageBackend.space()
+    known = {t: name for t, (uid, name) in space.gates.items() if uid == session.uid}
+    if known != {i.task_id: i.name for i in waiting}:
+        broken('11 waiting gates', f'{session.uid}: {known}, not {waiting}')
+    for instance in gates:
+        _check_told(simulation, session.head.incarnation, instance)
+
+
+def _check_told(simulation: Simulation, incarnation: str, instance: Instance) -> None:
+    """Look whether those who wait for a gate's result know that it has ended."""
+    ledger, key = simulation.ledger.gates, (incarnation, instance.name)
+    if str(instance.status) in (*BEFORE_ITS_END, 'replayed') or instance.gate is None:
+        return
+    endings = ledger.endings.get(key, [])
+    told = any(ending.told for ending in endings)
+    if endings and endings[-1].given_up and not told:
+        return
+    if not told and _why_untold(instance) in KNOWN_BUGS:
+        return
+    options = instance.gate.call['options']
+    stored = simulation.application.results.stored.get(instance.task_id)
+    # That there is a retry Celery stores after it was sent, and so perhaps after its end.
+    known = stored is not None and stored.state in (*READY, 'RETRY')
+    if 'shown to wait too late' in KNOWN_BUGS and (told or ledger.results[key]):
+        known = True
+    if not (known or options.get('ignore_result')):
+        ledger.broken('11 told', f'{instance.name} is {instance.status}, its result {stored}')
+    if instance.gate.in_chord and not told and not ledger.parts[key]:
+        ledger.broken('11 told', f'{instance.name} is {instance.status}, its chord waits')
+
+
+def _why_untold(instance: Instance) -> str:
+    """Return the bug because of which it may be that nobody knows of an instance's end."""
+    reason = instance.metadata.get('reason')
+    if reason == WORKER_LOST:
+        return 'loss untold'
+    if reason == 'cannot be replayed':
+        return 'failed replay untold'
+    return {
+        Status.SKIPPED: 'skip untold', Status.REVOKED: 'stored revocation untold',
+    }.get(instance.status, '')
 
 
 def _check_history(simulation: Simulation, session: Session, facts: SessionFacts) -> None:

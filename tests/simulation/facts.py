@@ -18,8 +18,9 @@ class Actor:
     """Who makes a change, as the simulation knows it.
 
     Attributes:
-        kind: ``'person'``, ``'report'`` (of a delivery), ``'sweep'`` or ``'beat'``.
-        what: For a person, the operation with its arguments; else a word.
+        kind: ``'person'``, ``'report'`` (of a delivery), ``'sweep'``, ``'beat'`` or ``'end'``.
+        what: For a person, the operation with its arguments; for who tells an end, which
+            retry it is; else a word.
         token: That of the delivery.
         header: That of the delivery's message.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery_triggers.engine.session import Session
-from tests.model.reference import Instance, Reference
+from tests.model.reference import OUTCOMES, Instance, Reference
 from tests.simulation.facts import Move, SessionFacts
 
 if TYPE_CHECKING:
@@ -18,6 +18,16 @@ def check_by_reference(simulation: Simulation, session: Session, facts: SessionF
     for move in facts.moves:
         if _Repeating(reference, move).do() is False:
             simulation.ledger.broken('1 reference', f'the rules do not allow {_told(move)}')
+    aside = {i.name for i in reference.waiting_gates() if not i.keeps_open}
+    if session.head.aside != len(aside):
+        simulation.ledger.broken('1 reference', f'{session.head.aside} wait aside, not {aside}')
+    got = {i.name: _plain(i.got) for i in reference.instances}
+    received = {name: _plain(i.received) for name, i in session.instances.items()}
+    for name in sorted(got.keys() & received.keys()):
+        if got[name] != received[name]:
+            simulation.ledger.broken(
+                '1 reference', f'{name} received {received[name]}, not {got[name]}'
+            )
     wanted = {i.name: i.status for i in reference.instances}
     found = {name: i.status.value for name, i in session.instances.items()}
     if wanted != found:
@@ -39,7 +49,9 @@ class _Repeating:
         """Return ``False`` if the rules do not allow it."""
         what = self.move.actor.what
         self.reference.now = max(self.reference.now, self.move.at)
-        if self.move.actor.kind == 'person' and what[0] != 'fire':
+        by_hand = self.move.actor.kind == 'person' and what[0] != 'fire'
+        # What an application releases may fail to be sent, which is another commit.
+        if by_hand and (what[0] != 'gate' or None in [old for old, _ in self.move.rows.values()]):
             return self._by_hand(*what)
         ended = [
             (name, old, new)
@@ -70,6 +82,10 @@ class _Repeating:
                 return reference.skip_by_hand(self._instance(args[0]), cascade)
             case 'set status':
                 return reference.set_status(self._instance(args[0]), args[1], None)
+            case 'gate':
+                return not reference.apply_gate(*args)
+            case 'revoke gate':
+                return reference.revoke_gate(self._instance(args[0]))
         return True
 
     def _outcome(self, name: str, old: Any, new: Any) -> Any:
@@ -101,6 +117,11 @@ class _Repeating:
             (kwargs for trigger, kwargs, _, cause in self.move.records
              if (trigger, cause) == (task, name)), {}
         )
+
+
+def _plain(received: dict[str, Any]) -> dict[str, Any]:
+    """Return what was received, but for what outcome triggers say for people."""
+    return {key: None if key.endswith(OUTCOMES) else kwargs for key, kwargs in received.items()}
 
 
 def _told(move: Move) -> str:

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from celery_triggers.engine.calls import END
 from celery_triggers.engine.configuration import Configuration
+from celery_triggers.engine.instances import ENDING
 from celery_triggers.engine.step import LOST
 from celery_triggers.engine.transitions import BY_HAND, TRANSITIONS
 from celery_triggers.storages.document import Document
@@ -27,6 +29,7 @@ from tests.simulation.facts import (
     Record,
     SessionFacts,
 )
+from tests.simulation.gates import GateLedger, brought_by
 from tests.simulation.world import World
 
 #: Every step that the table allows, by name of the statuses.
@@ -65,6 +68,7 @@ class Ledger:
         claims: When each token was last granted its claim.
         given_up: Who took an instance from a token that had it.
         runs: Which Celery task an instance was last sent as, by uid and name.
+        gates: What there is to say of gates alone.
     """
 
     def __init__(self, world: World):
@@ -78,6 +82,7 @@ class Ledger:
         self.claims: dict[str, int] = {}
         self.given_up: dict[str, str] = {}
         self.runs: dict[tuple[str, str], str] = {}
+        self.gates = GateLedger(world, self)
         self.settings: Any = None
         self.storage_class: Any = None
         self.application: Any = None
@@ -125,6 +130,7 @@ class Ledger:
             self._check_run(storage, commit)
         rows = {name: (before[name], row) for name, row in commit.rows.items()}
         facts.moves.append(Move(actor, rows, records, clock))
+        self.gates.committed(storage, commit.incarnation, rows, actor)
         dues = self._dues(storage.uid)
         for name, (old, new) in rows.items():
             self._check_step(storage.uid, name, old, new)
@@ -137,7 +143,7 @@ class Ledger:
                     self.broken('7 deadline', f'{name} was released {late} ms too late')
         if self.world.trace is not None:
             changes = [
-                f'{name} {old.status if old else "-"}->{new.status}/{new.attempt}'
+                f'{name} {old.status if old else "-"}->{new.status}/{new.attempt} {new.loss}'
                 for name, (old, new) in rows.items()
             ]
             self.world.note(
@@ -176,18 +182,20 @@ class Ledger:
         """Look at a conditional write that was applied."""
         uid, name, actor = storage.uid, write.name, self.actor
         now = self.world.storage_time
-        if new.status != old.status or new.token != old.token:
+        if old.loss == ENDING:
+            self.gates.written(uid, self._incarnation(storage), name, old, new)
+        elif new.status != old.status or new.token != old.token:
             self._check_claim(uid, name, old, new, now)
             facts = self.sessions[self._incarnation(storage)]
             facts.moves.append(Move(actor, {name: (old, new)}, []))
         if new.sends > MOST_DELIVERIES:
             self.broken('5 deliveries', f'{name} was sent {new.sends} times')
-        if new.sends != old.sends and old.status != 'scheduled':
+        if new.sends != old.sends and old.status != 'scheduled' and old.loss != ENDING:
             self.broken('6 confirm', f'{name} was confirmed while it was {old.status}')
         if new.token and new.token != old.token:
             # Who was given up may claim anew before its code has started.
             self.given_up.pop(new.token, None)
-        if new.token and new.lease != old.lease:
+        if new.token and new.lease != old.lease and old.loss != ENDING:
             self.leases[new.token] = new.lease
         if actor.header and actor.header['incarnation'] != self._incarnation(storage):
             self.broken('3 incarnation', f'{name} was written by a message of another session')
@@ -207,7 +215,11 @@ class Ledger:
         facts = self.sessions.get(document.incarnation)
         if facts is not None:
             facts.deleted = True
-        alive = [name for name, row in document.rows.items() if row.status in ALIVE]
+        alive = [
+            name for name, row in document.rows.items()
+            if row.status in ALIVE or row.loss == ENDING
+            or (row.status == 'unstarted' and brought_by(row.body))
+        ]
         if by_sweep and alive:
             self.broken('retention', f'{storage.uid} expired although {alive} were alive')
         self.world.note(f'deleted {storage.uid}')
@@ -247,9 +259,11 @@ class Ledger:
         """Look whether a message went missing that nobody can have lost."""
         document = self.storage_class.space().documents.get(uid)
         row = document.rows.get(name) if document is not None else None
-        if row is None or row.status != 'scheduled' or (row.eta and not row.sends):
+        if row is None or LOSING & self.world.rates.keys():
             return
-        if LOSING & self.world.rates.keys() or row.eta > self.world.storage_time:
+        ending = row.loss == ENDING
+        sent = row.status == 'scheduled' and not (row.eta and not row.sends)
+        if not (sent or ending) or (row.eta > self.world.storage_time and not ending):
             return
         application = self.application
         messages = [
@@ -257,9 +271,12 @@ class Ledger:
             *application.broker.unacked,
             *(held.message for worker in application.workers for held in worker.held),
         ]
-        headers = [(m.header['task_id'], m.header['attempt']) for m in messages]
+        headers = [
+            (m.header['task_id'], m.header['attempt'])
+            for m in messages if (m.run == END) == ending
+        ]
         run = self.runs.get((uid, name))
-        claims = run is None or application.tasks[run].claims
+        claims = ending or run is None or application.tasks[run].claims
         if claims and (row.task_id, row.attempt) not in headers:
             self.broken('5 in time', f'{name} of {uid} waits, and there is no message')
 
@@ -314,7 +331,12 @@ class Ledger:
         if wanted is None:
             return
         key = (incarnation, name)
-        endings = [e.ending.kind for e in self.executions if e.key == key and e.ending]
+        # The result of a gate may be that of one it replays, or of an earlier session.
+        task_id = new.task_id if brought_by(new.body) else None
+        endings = [
+            e.ending.kind for e in self.executions
+            if (e.key == key or e.header['task_id'] == task_id) and e.ending
+        ]
         if wanted not in endings:
             self.broken('2 outcome', f'{name} is {new.status}, but its code ended so: {endings}')
 
@@ -390,6 +412,10 @@ class Ledger:
         """Return when a waiting instance expires, by the session's configuration; 0: never."""
         if row.status != 'unstarted':
             return 0
+        gate = brought_by(row.body)
+        if gate is not None:
+            within = gate.within
+            return gate.until or (row.changed + int(within * 1000) if within else 0)
         space = self.storage_class.space()
         digest = json.loads(space.documents[uid].head)['c']
         task = _configuration(space.configurations[digest]).get(name.rpartition('#')[0])
@@ -402,7 +428,13 @@ class Ledger:
             if at is None:
                 self.broken('4 index', f'{name} has a deadline and no due date')
             return
-        if row.status not in ALIVE:
+        gate = brought_by(row.body)
+        refreshes = gate is not None and gate.shown and self.settings.limits.gate_refresh
+        if row.status == 'unstarted' and refreshes:
+            if at is None:
+                self.broken('4 index', f'{name} waits at a gate that is never shown again')
+            return
+        if row.status not in ALIVE and row.loss != ENDING:
             if at is not None:
                 self.broken('4 index', f'{name} is {row.status} and has a due date')
             return
@@ -413,6 +445,7 @@ class Ledger:
         if row.status == 'running':
             latest = max(latest, row.lease)
         else:
+            latest = max(latest, row.lease)
             again = settings.redeliver_after * 2 ** row.sends
             wait = max(settings.dispatch_grace, again)
             latest = max(latest, row.eta, now) + int(1000 * wait)
@@ -470,6 +503,10 @@ class Ledger:
         self.world.note(f'code of {execution.key[1]} ends')
 
     # ------------------------------------------------------------------- helpers
+
+    def note_run(self, release: Any) -> None:
+        """Note as what an instance is sent."""
+        self.runs[release.manager.uid, release.instance.name] = release.config.run
 
     @staticmethod
     def _records(commit: Commit) -> list[Record]:

@@ -9,17 +9,21 @@ from typing import Any
 
 from celery_triggers import overdue
 from celery_triggers.change import Change
-from celery_triggers.controller import Release
+from celery_triggers.controller import Controller, Release
 from celery_triggers.delivery import Delivery
+from celery_triggers.engine import plans
+from celery_triggers.engine import step as engine_step
 from celery_triggers.engine.draft import Draft
 from celery_triggers.engine.firing_step import FiringStep
 from celery_triggers.engine.instances import AGAIN, Instance
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import Status
+from celery_triggers.gates import GateEnd
 from celery_triggers.manager import TriggerManager
 from celery_triggers.overdue_instance import OverdueInstance
 from celery_triggers.storages.agenda import Agenda
 from celery_triggers.storages.document import Document
+from tests.simulation import scenario
 from tests.simulation.run import Focus
 
 #: A class with the name of an attribute and what takes its place, given the original.
@@ -163,9 +167,9 @@ def _no_beat(_: Any, write: Any) -> Any:
 
 
 def _losing_softly(original: Any) -> Any:
-    def lose(self: Step, instance: Any, *args: Any) -> Any:
+    def lose(self: Step, instance: Any, *args: Any, **kwargs: Any) -> Any:
         instance.loss = AGAIN
-        return original(self, instance, *args)
+        return original(self, instance, *args, **kwargs)
 
     return lose
 
@@ -239,6 +243,101 @@ def _not_looking_at_the_date(original: Any) -> Any:
     return judge
 
 
+# ------------------------------------------------------------------------- gates
+
+
+def _under_a_new_id(original: Any) -> Any:
+    def release(self: FiringStep, task: Any, instance: Instance) -> None:
+        instance.task_id = ''
+        original(self, task, instance)
+
+    return release
+
+
+def _without_event(original: Any) -> Any:
+    def prepare(self: Controller, *args: Any, event_id: Any = None, **kwargs: Any) -> Any:
+        if event_id is not None and event_id.startswith('gate:'):
+            event_id = None
+        return original(self, *args, event_id=event_id, **kwargs)
+
+    return prepare
+
+
+def _silently(original: Any) -> Any:
+    """Return what ends a gate and has nobody told."""
+
+    def end(self: Step, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        for name in self.to_end:
+            self.touched[name].loss = ''
+            self.dues[name] = 0
+        self.to_end.clear()
+
+    return end
+
+
+def _as_if_told(original: Any) -> Any:
+    def end(self: Step, *args: Any, untold: bool = False) -> None:
+        original(self, *args)
+
+    return end
+
+
+def _revoking_anything(manager: Any, name: str, task_id: str) -> bool:
+    def decide(step: Step) -> bool:
+        instance = step.session.instance(name)
+        if instance is None or instance.gate is None or instance.is_resolved:
+            return False
+        step.revoke(instance, 'revoked')
+        return True
+
+    return manager.change(plans.outcome(name), decide).value is not False
+
+
+def _always_fresh(original: Any) -> Any:
+    def wait(self: Step, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **{**kwargs, 'fresh': True})
+
+    return wait
+
+
+def _never_fresh(original: Any) -> Any:
+    def wait(self: Step, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **{**kwargs, 'fresh': False})
+
+    return wait
+
+
+def _sharing_the_id(original: Any) -> Any:
+    def copy(self: FiringStep, task: Any, template: Instance, firing: Any) -> Instance:
+        new_id, self.new_id = self.new_id, lambda: template.task_id
+        try:
+            made: Instance = original(self, task, template, firing)
+        finally:
+            self.new_id = new_id
+        return made
+
+    return copy
+
+
+def _clone_with_own_id(original: Any) -> Any:
+    def clone(self: Draft, instance: Instance) -> Instance:
+        made: Instance = original(self, instance)
+        if made.gate is not None:
+            made.task_id = f'{made.task_id} again'
+        return made
+
+    return clone
+
+
+def _known_for_ever(original: Any) -> Any:
+    def forget(self: Draft, instance: Instance, gate: Any) -> None:
+        original(self, instance, gate)
+        del self.gates[instance.task_id]
+
+    return forget
+
+
 # -------------------------------------------------------------------- the mutations
 
 _KILLS = {'kill process': 0.02, 'kill host': 0.01}
@@ -246,12 +345,16 @@ _STOPS = {'stop process': 0.04, 'stop host': 0.02}
 _DOUBLES = {'message doubled': 0.4, 'visibility timeout': 0.3}
 
 
-def _focus(*faults: Mapping[str, float], others: float = 0.1, **options: Any) -> Focus:
+def _focus(
+    *faults: Mapping[str, float], others: float = 0.1, gating: float = 0.0, **options: Any
+) -> Focus:
     together: dict[str, float] = {}
     for more in faults:
         together.update(more)
-    return Focus(faults=together, others=others, **options)
+    return Focus(faults=together, others=others, gating=gating, **options)
 
+
+_GATES = _focus(others=0.0, gating=0.6)
 
 MUTATIONS = [
     Mutation(
@@ -381,5 +484,63 @@ MUTATIONS = [
         'no look at the claim before the code',
         [(Delivery, 'still_mine', _instead(lambda self: True))],
         ('6 still mine', '5 alone'), _focus(_STOPS, others=0.0),
+    ),
+    Mutation(
+        'gate released under a new task id', [(FiringStep, '_release', _under_a_new_id)],
+        ('11 task id', '11 applied once'), _GATES,
+    ),
+    Mutation(
+        'gate applied twice', [(Controller, 'prepare', _without_event)],
+        ('11 applied once', '11 task id'), _GATES,
+    ),
+    Mutation(
+        'expiry of a gate not told', [(FiringStep, '_expire', _silently)], ('11 told',), _GATES,
+    ),
+    Mutation(
+        'failure of a gate not told', [(Step, 'fail', _as_if_told)], ('11 told',),
+        _focus({'message lost': 0.8}, others=0.0, gating=0.6),
+    ),
+    Mutation(
+        'chord of a stored result not told', [(Step, 'finish', _as_if_told)], ('11 told',),
+        _focus({'kill process': 0.05}, others=0.0, gating=0.9, kinds=('late',)),
+    ),
+    Mutation(
+        'end sent once',
+        [(OverdueInstance, '_ending', _instead(lambda self: 'postponed'))],
+        ('5 nothing lost', '11 told'), _focus({'message lost': 0.3}, others=0.0, gating=0.6),
+    ),
+    Mutation(
+        'end claimed without token', [(GateEnd, '_write', _after(_without('token')))],
+        ('3 lease', '11 told'), _focus(_DOUBLES, others=0.0, gating=0.6),
+    ),
+    Mutation(
+        'revocation of a released gate',
+        [(scenario, 'revoke_gate', _instead(_revoking_anything))],
+        ('11 revoked', '1 reference'), _GATES,
+    ),
+    Mutation(
+        'gate without past firings', [(Step, 'wait_at_gate', _always_fresh)],
+        ('1 reference',), _GATES,
+    ),
+    Mutation(
+        'fresh gate with past firings', [(Step, 'wait_at_gate', _never_fresh)],
+        ('1 reference',), _GATES,
+    ),
+    Mutation(
+        "copy with its template's task id", [(FiringStep, '_copy_of', _sharing_the_id)],
+        ('11 task id', '11 waiting gates'), _GATES,
+    ),
+    Mutation(
+        'replay of a gate under a new task id', [(Draft, 'clone', _clone_with_own_id)],
+        ('11 task id',), _GATES,
+    ),
+    Mutation(
+        'released gate known to wait', [(Draft, '_forget_gate', _known_for_ever)],
+        ('11 waiting gates',), _GATES,
+    ),
+    Mutation(
+        'finalization held up by what waits for it',
+        [(engine_step, 'waits_for_the_end', _instead(lambda *_: False))],
+        ('1 reference',), _GATES,
     ),
 ]

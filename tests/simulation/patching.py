@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from celery_triggers import change, delivery, manager, publisher
+from celery_triggers import change, delivery, manager, own_tasks, publisher
 from celery_triggers.storages import base as storage_base
 from celery_triggers.storages import memory as memory_storage
 from tests.simulation.world import World
@@ -49,6 +49,7 @@ def patched(world: World) -> Iterator[None]:
         (storage_base, 'secrets', _Secrets(world)),
         (memory_storage, 'host_time', lambda: world.storage_time),
         (delivery, 'time', fake_time),
+        (own_tasks, 'time', fake_time),
         (publisher, 'time', fake_time),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]

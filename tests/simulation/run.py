@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from celery_triggers.engine.instances import ENDING
 from tests.simulation.application import SimulatedApplication
 from tests.simulation.broker import Broker
 from tests.simulation.check import check_all
@@ -74,6 +75,7 @@ class Focus:
         kinds: The kinds of tasks, the benign one first.
         settings: Over those of every run.
         meddling: How likely something else is done than to fire.
+        gating: How likely something is done about a gate.
     """
 
     faults: Mapping[str, float] = field(default_factory=dict)
@@ -81,6 +83,7 @@ class Focus:
     kinds: Sequence[str] = KINDS
     settings: Mapping[str, Any] = field(default_factory=dict)
     meddling: float = 0.3
+    gating: float = 0.2
 
 
 EVERYTHING = Focus()
@@ -148,7 +151,7 @@ class Simulation:
         self.callers = [
             Caller(
                 world, self.application, self.scenario, 2 + world.choices.draw(5),
-                self.focus.meddling,
+                self.focus.meddling, self.focus.gating,
             )
             for _ in range(1 + world.choices.draw(2))
         ]
@@ -208,7 +211,7 @@ class Simulation:
             for uid, document in self.documents().items()
             if uid != POISON
             for name, row in document.rows.items()
-            if self.ledger.deadline_of(uid, name, row) or (
+            if self.ledger.deadline_of(uid, name, row) or row.loss == ENDING or (
                 row.status in ('scheduled', 'running') and not self.is_forsaken(uid, name, row)
             )
         ]

@@ -114,6 +114,8 @@ class Run:
         match ENDINGS[kind]:
             case 'fire':
                 self._fire()
+                if world.pick(0, 0, 1):
+                    return Ending('raise')
                 return Ending('return', {'by': self.held.token})
             case 'retry':
                 countdown = world.pick(0, 0.3, 3, 30)
@@ -135,10 +137,13 @@ class Run:
         )
         context = TaskContext(manager, delivery.name, {}, run=run)
         for _ in range(1 + self.world.pick(0, 1)):
-            kwargs = {'from': f'{header["instance"]}/{header["attempt"]}'}
+            # What replays a gate fires the same as what it replays.
+            who = header['task_id'] if header.get('gate') else header['instance']
+            kwargs = {'from': f'{who}/{header["attempt"]}'}
             trigger = self.world.pick('b', 'c')
             with self.ledger.acting(Actor('context', ('fire', trigger), self.held.token, header)):
                 answer = context.fire(trigger, kwargs)
+            self.ledger.gates.fired(header, answer.event_id, duplicate=answer.duplicate)
             fact = FiringFact(header['uid'], trigger, kwargs, answer.event_id, answered=True)
             fact.asked.add(answer.event_id)
             self.ledger.firings.append(fact)
@@ -185,7 +190,8 @@ class Run:
             counted = delivery.replay({}, None, countdown) or delivery.fail(
                 'cannot be replayed', FACTS
             )
-        if counted:
+        # The result of a gate is still to come, under the same id.
+        if counted and not self.header.get('gate'):
             self._store('SUCCESS')
 
     def _after_reject(self, delivery: Delivery, ending: Ending) -> None:
@@ -198,9 +204,21 @@ class Run:
         """Store a result; tell whether the result backend took it."""
         if not self.task.stores:
             self.world.point()
-            return True
-        try:
-            self.application.results.store(self.header['task_id'], state, value)
-        except ConnectionError:
-            return False
+        else:
+            try:
+                self.application.results.store(self.header['task_id'], state, value)
+            except ConnectionError:
+                return False
+        if self.header.get('gate') and state != 'RETRY':
+            self._count(stored=self.task.stores)
         return True
+
+    def _count(self, *, stored: bool) -> None:
+        """Count a gate as a part of its chord, which Celery does after it has stored."""
+        gates = self.ledger.gates
+        if stored:
+            gates.stored(self.header)
+        self.world.point()
+        if self.held.message.chord:
+            self.world.happened['chord part counted'] += 1
+            gates.counted(self.header)

@@ -15,9 +15,11 @@ from celery_triggers.exceptions import (
     StorageUnavailable,
     UnknownInstance,
 )
+from celery_triggers.gates import apply_gate, revoke_gate
 from celery_triggers.manager import FinalizingTriggerManager, TriggerManager
 from tests.simulation.application import SimulatedApplication
 from tests.simulation.facts import Actor, FiringFact
+from tests.simulation.gates import GateFact
 from tests.simulation.storage import URL, SimulatedStorageBackend
 from tests.simulation.world import World
 
@@ -25,6 +27,9 @@ TRIGGERS = ('a', 'b', 'c')
 
 #: What is fired and heard, some of it more often.
 OFTEN = ('a', 'b', 'a', 'b', 'c')
+
+#: The names of gates, before and after those of trigger tasks.
+GATES = ('g_1', 'g_2', 'u_1')
 
 ENDS = (':failed', ':abandoned', ':revoked', ':expired')
 
@@ -90,6 +95,9 @@ def make_scenario(world: World, kinds: Sequence[str] = KINDS) -> Scenario:
         settings['triggers_session_expires'] = 6
     if choices.rarely(0.3):
         settings['triggers_redeliver_after'] = 2
+    if choices.rarely(0.1):
+        # The state of a gate's result is stored again after half of that.
+        settings.update(result_backend='redis://', result_expires=4)
     return Scenario(
         configuration,
         tasks,
@@ -136,12 +144,57 @@ def _directives(world: World, earlier: list[str]) -> dict[str, Any]:
     return found
 
 
+def make_gate(world: World, scenario: Scenario, uid: str) -> GateFact:
+    """Draw a gate: what it waits for, and what it sends."""
+    choices = world.choices
+    found = _gate_directives(world, list(scenario.configuration))
+    run = list(scenario.tasks)[choices.draw(len(scenario.tasks))]
+    fact = GateFact(
+        uid, GATES[choices.draw(len(GATES))], world.serial('gate-'), found, run,
+        stores=scenario.tasks[run].stores,
+    )
+    if choices.rarely(0.2):
+        found['within'] = world.pick(2, 0.3, 8)
+    elif choices.rarely(0.1):
+        fact.until = world.storage_time + world.pick(2000, -1, 8000)
+    fact.fresh = bool(choices.rarely(0.25))
+    fact.delay = world.pick(300, 5000) if choices.rarely(0.1) else 0
+    fact.chord = fact.stores and 'andEvery' not in found and bool(choices.rarely(0.4))
+    return fact
+
+
+def _gate_directives(world: World, names: list[str]) -> dict[str, Any]:
+    choices = world.choices
+    ends = [f'{name}{end}' for name in (*names, *GATES) for end in ENDS]
+    heard = [*OFTEN, *names, 'a', 'b', *GATES, 'sessionFinalized']
+    first, second = (heard[choices.draw(len(heard))] for _ in range(2))
+    every = {'andEvery': OFTEN[choices.draw(len(OFTEN))]}
+    forms: list[dict[str, Any]] = [
+        {'after': [first]},
+        {'after': [first, second] if second != first else [first]},
+        {'after': [{'any': [first, second]}] if second != first else [first]},
+        every,
+        {'after': [first], **every},
+        {'after': [{'trigger': first, 'times': 2 + choices.draw(2)}]},
+        {'after': [{'trigger': first, 'where': 'n > 40'}]},
+        {},
+    ]
+    found = forms[choices.draw(len(forms))]
+    if choices.rarely(0.3):
+        candidates = [*OFTEN, *ends]
+        found['unless'] = [candidates[choices.draw(len(candidates))]]
+    if choices.rarely(0.1):
+        found['after'] = [ends[choices.draw(len(ends))]]
+    return found
+
+
 class Caller:
     """A process of the application: it fires, and now and then a person interferes.
 
     Args:
         actions: How many things it does.
         meddling: How likely each is something else than to fire.
+        gating: How likely each is something about a gate.
     """
 
     def __init__(
@@ -151,12 +204,14 @@ class Caller:
         scenario: Scenario,
         actions: int,
         meddling: float = 0.3,
+        gating: float = 0.2,
     ):
         self.world = world
         self.application = application
         self.scenario = scenario
         self.actions = actions
         self.meddling = meddling
+        self.gating = gating
         self.ledger = application.ledger
         self.repeatable: list[FiringFact] = []
         self.process: Any = None
@@ -173,10 +228,13 @@ class Caller:
     def _act(self) -> None:
         uid = self.scenario.uids[self.world.choices.draw(len(self.scenario.uids))]
         kind = self.world.choices.rarely(self.meddling, len(self._operations))
-        if not kind:
+        gate = self.world.choices.rarely(self.gating, 4)
+        if not kind and not gate:
             self._fire(uid)
             return
         with_uid = self._operations[kind - 1]
+        if gate:
+            with_uid = Caller._revoke_gate if gate == 4 else Caller._apply_gate
         try:
             with_uid(self, uid)
         except REFUSALS as exc:
@@ -240,6 +298,60 @@ class Caller:
             with self.ledger.acting(Actor('person', ('take back', event))):
                 if manager.cancel_firing(event):
                     self.world.happened['firing taken back'] += 1
+
+    # -------------------------------------------------------------------- gates
+
+    def _apply_gate(self, uid: str) -> None:
+        """Apply a gate, now and then one that was applied before: its message came again."""
+        known = self.ledger.gates.facts
+        if known and self.world.choices.rarely(0.25):
+            fact = known[self.world.choices.draw(len(known))]
+            self.world.happened['gate applied again'] += 1
+        else:
+            fact = make_gate(self.world, self.scenario, uid)
+            known.append(fact)
+        for _ in range(1 + self.world.pick(2, 0, 6)):
+            try:
+                self._apply(fact)
+            except StorageUnavailable:
+                self.world.sleep(self.world.pick(0.5, 0.01, 5))
+                continue
+            fact.answered = True
+            return
+
+    def _apply(self, fact: GateFact) -> None:
+        what = ('gate', fact.name, fact.task_id, fact.directives, fact.until, fact.fresh)
+        manager = self.manager(fact.uid)
+
+        def shown(instance: str) -> None:
+            if fact.stores:
+                self.application.show_waiting(fact.task_id, fact.uid, instance)
+
+        with self.ledger.acting(Actor('person', what)):
+            outcome = apply_gate(
+                manager, fact.name, fact.task_id, fact.gate(),
+                until=fact.until, fresh=fact.fresh, waits=shown,
+            )
+            self.ledger.gates.answered(fact, outcome)
+            manager.follow_up(outcome)
+
+    def _revoke_gate(self, uid: str) -> None:
+        """Revoke a gate that a worker found to wait, or that did so once."""
+        known = [fact for fact in self.ledger.gates.facts if fact.answered]
+        if not known:
+            return
+        fact = known[self.world.choices.draw(len(known))]
+        storage = SimulatedStorageBackend
+        waiting = storage.gates(URL, self.application.settings.frozen(), [fact.task_id])
+        names = [i.name for i in self.manager(fact.uid).storage if i.task_id == fact.task_id]
+        if fact.task_id in waiting:
+            names = [waiting[fact.task_id][1]]
+        # What it waited for may come in between.
+        self.world.point()
+        for name in names[:1]:
+            with self.ledger.acting(Actor('person', ('revoke gate', name, fact.task_id))):
+                if revoke_gate(self.manager(fact.uid), name, fact.task_id):
+                    self.world.happened['gate revoked'] += 1
 
     # ---------------------------------------------------- what else can be done
 

@@ -22,6 +22,9 @@ SEED = int(os.environ.get('TRIGGERS_SIMULATION_SEED', '1'))
 #: So many runs are enough to see everything that can happen.
 ENOUGH = 3000
 
+#: How gates end of which those who wait for the result know nothing.
+ENDED_UNTOLD = ('abandoned', 'revoked', 'failed', 'finished')
+
 #: What a sweep reports of itself, not of what it did.
 _NO_DEED = {'more', 'next_at'}
 
@@ -52,6 +55,10 @@ def test_everything_happened(tally):
         *(f'code: {ending}' for ending in ENDINGS if ending != 'fire'),
         'late success', 'firing repeated', 'session deleted', 'poison', 'swept after an outage',
         'firing delayed', 'firing taken back',
+        *(f'gate {status}' for status in Status if status is not Status.RUNNING),
+        *(f'end to be told: {status}' for status in ENDED_UNTOLD),
+        'gate applied again', 'gate found applied', 'gate copied', 'gate replayed',
+        'end told', 'end retried', 'chord part counted', 'shown to wait',
     }
     assert not expected - {name for name, count in tally.happened.items() if count}
 

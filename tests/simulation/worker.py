@@ -15,11 +15,13 @@ from typing import Any
 from billiard.exceptions import WorkerLostError
 
 from celery_triggers.delivery import Delivery
+from celery_triggers.engine.calls import END
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.heart import Heart
 from celery_triggers.overdue import Sweep
 from tests.simulation.application import SimulatedApplication
 from tests.simulation.broker import Message
+from tests.simulation.ending import EndRun
 from tests.simulation.facts import Actor
 from tests.simulation.running import FACTS, Run
 from tests.simulation.scenario import SimulatedTask
@@ -31,6 +33,9 @@ PARENT_FAULTS = ('kill host', 'kill parent', 'stop host', 'jump ahead', 'jump ba
 
 #: How many messages a worker takes beyond those that run.
 PREFETCH = 2
+
+#: The task that tells the ends of gates, as Celery sees it.
+END_TASK = SimulatedTask(END, claims=False, stores=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +77,10 @@ class Child:
                     # An orphan ends when it has nothing to do.
                     return
                 self.world.block()
-            Run(self.worker, self.held, self.process).run()
+            if self.held.task is END_TASK:
+                EndRun(self.worker.application, self.held).run()
+            else:
+                Run(self.worker, self.held, self.process).run()
             self.held.done = True
             self.held = None
             self.world.wake(self.worker.consumer)
@@ -183,18 +191,41 @@ class Worker:
 
     def _receive(self, message: Message) -> None:
         world, application = self.world, self.application
-        task = application.tasks[message.run]
+        task = END_TASK if message.run == END else application.tasks[message.run]
         held = Held(message, task, world.serial('token-') if task.claims else '')
         held.ready_at = message.not_before
         self.held.append(held)
         world.note(f'received {message} as {held.token}')
         world.point()
+        if task is END_TASK:
+            return
         ending = world.strikes('message revoked', 'message expired')
         if ending:
             delivery = self.delivery(held)
             reason = ending.removeprefix('message ')
-            self.submit(lambda: self._end_unrun(delivery, reason))
-            self._let_go(held)
+            if self._store_end(held, 'REVOKED'):
+                self.submit(lambda: self._end_unrun(delivery, reason))
+                self._let_go(held)
+            else:
+                # It comes again with the connection.
+                self._give_back(held)
+
+    def _store_end(self, held: Held, state: str, value: Any = None) -> bool:
+        """Do with the result of a gate what the parent does; tell whether it could."""
+        message = held.message
+        if not _of_gate(held):
+            return True
+        try:
+            if held.task.stores:
+                self.application.results.store(message.header['task_id'], state, value)
+                self.application.ledger.gates.stored(message.header)
+        except ConnectionError:
+            self.world.note('the result backend is down')
+            return False
+        self.world.point()
+        if message.chord:
+            self.application.ledger.gates.counted(message.header)
+        return True
 
     def _end_unrun(self, delivery: Delivery, reason: str) -> None:
         with self.application.reporting(delivery, reason):
@@ -250,16 +281,26 @@ class Worker:
         self.submit(lambda: self._report_loss(held))
 
     def _report_loss(self, held: Held) -> None:
-        if held.task.late and held.task.claims:
+        if held.task is END_TASK:
+            self._give_back(held)
+            return
+        if held.task.late and held.task.claims and not self._is_replayed(held):
             # Celery gives the message back; what is reported may come before or after that.
             if self.world.pick(0, 1):
                 self._give_back(held)
             self._lose(held, 'the child died')
             self._give_back(held)
             return
-        self._store_failure(held)
+        stored = self._store_failure(held)
         self._let_go(held)
-        self._lose(held, 'the child died')
+        # A task without a claim has a signal alone, which comes after that.
+        if stored or held.task.claims or not _of_gate(held):
+            self._lose(held, 'the child died')
+
+    @staticmethod
+    def _is_replayed(held: Held) -> bool:
+        """Tell whether Celery stores the loss of a gate, since its message is not given back."""
+        return _of_gate(held) and held.task.most_replays >= 0
 
     def _give_back(self, held: Held) -> None:
         self.broker.requeue(held.message)
@@ -280,6 +321,8 @@ class Worker:
         delivery = self.delivery(held)
 
         def report() -> None:
+            if not self._store_end(held, 'FAILURE', RuntimeError('simulated')):
+                return
             if self._finished_after_all(held, delivery):
                 return
             with self.application.reporting(delivery, 'failure'):
@@ -295,15 +338,19 @@ class Worker:
         if stored is None or stored.state != 'SUCCESS':
             return False
         with self.application.reporting(delivery, 'success'):
-            return delivery.finish(stored.value)
+            return delivery.finish(stored.value, untold=True)
 
-    def _store_failure(self, held: Held) -> None:
+    def _store_failure(self, held: Held) -> bool:
+        """Store that a child was lost, as Celery does; tell whether that came to its end."""
+        error = WorkerLostError('simulated')
+        if _of_gate(held):
+            return self._store_end(held, 'FAILURE', error)
         if held.task.stores:
-            error = WorkerLostError('simulated')
             try:
                 self.application.results.store(held.message.header['task_id'], 'FAILURE', error)
             except ConnectionError:
                 self.world.note('the result backend is down')
+        return True
 
     def _restart_warm(self) -> None:
         """Stop when nothing runs any more, as after a SIGTERM, and start again."""
@@ -328,7 +375,8 @@ class Worker:
                 delivery = self.delivery(held)
                 delivery.patience = 0.0
                 self._quietly(lambda d=delivery: self._requeue(d))
-            elif held in running:
+            elif held in running and (held.task.claims or not _of_gate(held)):
+                # Of a task without a claim Celery says nothing.
                 self._quietly(lambda h=held: self._lose(h, 'the worker was shut down'))
         world.kill_host(self.host)
         raise Killed
@@ -366,6 +414,10 @@ class Worker:
         while True:
             self.world.sleep(self.sweeps)
             sweep_once(self.application)
+
+
+def _of_gate(held: Held) -> bool:
+    return bool(held.message.header.get('gate'))
 
 
 def sweep_once(application: SimulatedApplication) -> None:
