@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 import uuid
@@ -185,6 +186,16 @@ def outcome_of(result: Any, deadline: float) -> Any:
 
 def run_all(worker: Any, way: str) -> dict[str, Applied]:
     """Apply a canvas for each position in a session of its own; fire, and wait for all."""
+    _, first = WAYS[way]
+    applied = apply_all(worker, way)
+    if first and way != 'without gates':
+        let_through(worker, list(applied.values()))
+    wait_for_all(applied)
+    return applied
+
+
+def apply_all(worker: Any, way: str) -> dict[str, Applied]:
+    """Apply a canvas for each position."""
     how, first = WAYS[way]
     gated = way != 'without gates'
     applied: dict[str, Applied] = {}
@@ -194,12 +205,13 @@ def run_all(worker: Any, way: str) -> dict[str, Applied]:
             worker.app.triggers.fire(uid, 'go')
         canvas = how(worker.app, build(Canvas(worker, uid, gated=gated)))
         applied[position] = Applied(uid, canvas.apply_async(), waits if first and gated else 0)
-    if first and gated:
-        let_through(worker, list(applied.values()))
+    return applied
+
+
+def wait_for_all(applied: dict[str, Applied]) -> None:
     deadline = time.monotonic() + PATIENCE
     for one in applied.values():
         one.outcome = outcome_of(one.result, deadline)
-    return applied
 
 
 def let_through(worker: Any, applied: list[Applied]) -> None:
@@ -236,6 +248,36 @@ def test_a_gate_stands_wherever_a_signature_does(ran, way, position):
     assert not applied.early
     assert set(applied.states) <= {'WAITING'}
     assert len(applied.states) == applied.waits
+
+
+def is_idle(worker: Any) -> bool:
+    """Tell whether a worker holds nothing, and nothing waits in its queue."""
+    inspect = worker.app.control.inspect(destination=[worker.node], timeout=2)
+    with worker.app.connection_for_read() as connection:
+        queue = worker.app.amqp.queues[worker.name](connection.default_channel)
+        queued = queue.channel.queue_declare(
+            worker.name, durable=queue.durable, auto_delete=queue.auto_delete
+        ).message_count
+    held = [(ask() or {}).get(worker.node) for ask in (inspect.active, inspect.reserved)]
+    return held == [[], []] and not queued
+
+
+def test_a_gate_anywhere_outlives_the_worker_that_applied_it(broker, start_worker):
+    settings = {'name': f'triggers-{uuid.uuid4().hex[:10]}', 'triggers_sweep_interval': 0.3}
+    pool = ('--pool', 'prefork', '--concurrency', '2')
+    first = start_worker(broker, *pool, **settings)
+    applied = apply_all(first, 'before it is fired')
+    for one in applied.values():
+        Canvas(first, one.uid).wait(one.waits)
+    first.wait_for(lambda: is_idle(first), 'all that can run has run')
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.process.wait(20)
+    second = start_worker(broker, *pool, **settings)
+    for one in applied.values():
+        Canvas(second, one.uid).fire()
+    wait_for_all(applied)
+    outcomes = {position: one.outcome for position, one in applied.items()}
+    assert outcomes == {position: value for position, (_, value, _) in POSITIONS.items()}
 
 
 @pytest.fixture
