@@ -133,7 +133,7 @@ class TestContext:
         ids = found['t_fires#0'].result['ids']
         task_id = found['t_fires#0'].task_id
         assert len(set(ids)) == 3
-        assert all(event_id.startswith(f'{task_id}:0:') for event_id in ids)
+        assert all(event_id.startswith(f't_fires#0:{task_id}:0:') for event_id in ids)
         assert sorted(worker.lines(uid)) == ['scan 1', 'scan 1', 'scan 2']
 
     def test_firings_and_filters_see_what_was_fired(self, worker):
