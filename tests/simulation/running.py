@@ -188,7 +188,7 @@ class Run:
         with self.application.reporting(delivery, 'replay'):
             countdown = self.world.pick(0, 0.5, 20)
             counted = delivery.replay({}, None, countdown) or delivery.fail(
-                'cannot be replayed', FACTS
+                'cannot be replayed', FACTS, untold=True
             )
         # The result of a gate is still to come, under the same id.
         if counted and not self.header.get('gate'):

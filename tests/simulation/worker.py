@@ -312,7 +312,7 @@ class Worker:
             return
         with self.application.reporting(delivery, 'lost'):
             if held.task.claims:
-                delivery.lose(message)
+                delivery.lose(message, untold=held.task.late)
             else:
                 delivery.fail('worker lost', FACTS)
 
