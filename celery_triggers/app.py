@@ -80,6 +80,10 @@ class Triggers:
     def _state_of_settings(self) -> object:
         """Return what differs when a setting was set: Celery keeps such changes apart."""
         conf = self.app.conf
+        if not self.app.configured:
+            # Until Celery has read them it takes all settings for changes, which not every
+            # object of Django's that holds some can list.
+            conf.get('broker_url')
         return id(conf), tuple(conf.changes.values()), self.app.configured
 
     # ------------------------------------------------------------------ firing
@@ -93,10 +97,12 @@ class Triggers:
         event_id: str | None = None,
         countdown: float | None = None,
         eta: datetime | None = None,
+        connection: Any = None,
     ) -> Firing:
         """Fire a trigger into a session: see :meth:`.TriggerManager.fire`."""
         return self.session(uid).fire(
-            trigger_name, trigger_kwargs, event_id=event_id, countdown=countdown, eta=eta
+            trigger_name, trigger_kwargs, event_id=event_id, countdown=countdown, eta=eta,
+            connection=connection,
         )
 
     async def afire(self, *args: Any, **kwargs: Any) -> Firing:
@@ -164,11 +170,13 @@ class Triggers:
             )
         return found
 
-    def storage(self, uid: str, key: str | None = None) -> StorageBackend:
+    def storage(
+        self, uid: str, key: str | None = None, url: str | None = None
+    ) -> StorageBackend:
         """Return the storage backend of a session."""
         with _blaming('triggers_storage', unless=key):
             found: StorageBackend = storage_backends.get(
-                key or self.settings.frozen().storage_location()[0], uid, application=self
+                key or self.settings.frozen().storage_location()[0], uid, url, application=self
             )
         return found
 
@@ -202,8 +210,9 @@ class Triggers:
 
         Raises:
             TriggersError: Gates in it have ended, and nobody could be told who waits for
-                their results, since the broker is down. The session is cancelled and not
-                removed; call again when the broker is back.
+                their results, since the broker is down or this is part of a transaction.
+                The session is cancelled and not removed; call again when the broker is back,
+                or after the commit.
         """
         manager = self.session(uid)
         if not manager.storage.exists:
@@ -216,9 +225,12 @@ class Triggers:
             and not instance.record.token
         ]
         if untold:
+            within = manager.storage.takes_part()
             raise TriggersError(
-                f'session {uid!r} is cancelled, but not deleted: the broker did not take the '
-                f'messages which end the results of {", ".join(untold)}; call delete() again'
+                f'session {uid!r} is cancelled, but not deleted: '
+                + ('until your transaction is committed nobody sends' if within else
+                   'the broker did not take')
+                + f' the messages which end the results of {", ".join(untold)}; call delete() again'
             )
         return manager.storage.delete()
 
@@ -342,8 +354,12 @@ class Triggers:
 
         Raises:
             UnknownKey: The header names a manager or a storage that is not registered.
+            StorageNotConfigured: It names a place where no session of this application is.
         """
-        uid, manager, storage = (str(header[key]) for key in ('uid', 'manager', 'storage'))
+        uid, manager, key = (str(header[key]) for key in ('uid', 'manager', 'storage'))
+        storage = self.storage(uid, key, header.get('place'))
+        if 'place' in header:
+            self.check_storage(storage)
         return Delivery(self.session(uid, manager, storage), header, token)
 
     def check_storage(self, storage: StorageBackend) -> None:
@@ -353,7 +369,8 @@ class Triggers:
             StorageNotConfigured: It is not the storage that the settings name.
         """
         key, url = self.settings.frozen().storage_location()
-        if (storage.key, storage.url) != (key, url or storage.default_url):
+        found = storage.elsewhere or storage.url == (url or storage.default_url)
+        if storage.key != key or not found:
             raise StorageNotConfigured(
                 f'session {storage.uid!r} is in {storage.place}, but workers look for '
                 f'sessions in {public_url(url or storage.default_url or key)}; set '
@@ -410,14 +427,15 @@ class Triggers:
             mine = release.instance.task_id == task_id and not release.ends
             (here if mine else others).append(release)
         if others:
-            self.dispatch(others)
+            manager.storage.after_commit(lambda: self.dispatch(others))
         for release in here:
             try:
                 result = run_one(self.app, release, throw=self.app.conf.task_eager_propagates)
             except EagerError as exc:
                 raise exc.error from exc.error.__cause__
-        if outcome.step is not None:
-            manager._call_hooks(outcome.step)
+        step = outcome.step
+        if step is not None:
+            manager.storage.after_commit(lambda: manager._call_hooks(step))
         if result is None:
             result = EagerResult(task_id, None, states.IGNORED)
         return result

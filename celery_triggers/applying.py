@@ -15,7 +15,7 @@ from celery.utils.time import maybe_make_aware
 from kombu.exceptions import EncodeError
 from kombu.utils.uuid import uuid
 
-from celery_triggers.engine.calls import GATE
+from celery_triggers.engine.calls import GATE, SPOKEN
 from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.gates import Gate
 from celery_triggers.engine.transitions import Status
@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 #: For how many seconds a worker tries to store a gate while the storage is down.
 PATIENCE = 10.0
-
-#: The option of a signature that holds what a gate was told.
-SPOKEN = 'triggers_gate'
 
 #: Options of ``apply_async`` that are alive or of one call alone, and not stored.
 _NOT_STORED = frozenset({
@@ -184,7 +181,7 @@ class Applying:
     def _warn(self) -> None:
         if self.options.get('chord'):
             warn_about_join(self.app, self.config, self.gate.spoken.get('until'))
-        if not getattr(self.app.triggers, 'is_attended', True):
+        if not self.app.triggers.is_attended:
             _warn_once('unattended', (
                 'a gate is applied in a worker that does not look after sessions: set '
                 'triggers_storage, so that its workers sweep'

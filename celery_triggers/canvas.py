@@ -10,17 +10,18 @@ from uuid import NAMESPACE_OID, uuid5
 
 from celery.canvas import Signature, maybe_signature
 
-from celery_triggers.applying import SPOKEN, Applying
-from celery_triggers.engine.calls import FIRE, GATE, RUN, marked, placeholders
+from celery_triggers.applying import Applying
+from celery_triggers.engine.calls import FIRE, GATE, RUN, SPOKEN, marked, placeholders
 from celery_triggers.engine.conditions import Condition
 from celery_triggers.engine.configuration import TaskConfig, parse_task
 from celery_triggers.engine.forms import refuse_ambiguous_unless
 from celery_triggers.engine.gates import gate_config
-from celery_triggers.engine.names import check_uid, is_outcome_trigger, problem_with
+from celery_triggers.engine.names import check_uid, problem_with_task_name
 from celery_triggers.exceptions import InvalidConfiguration
 from celery_triggers.task import header_of
 
 __all__ = ['Gate', 'fire', 'gate']
+
 
 def gate(
     sig: Any,
@@ -142,14 +143,14 @@ def _iso(until: Any) -> str | None:
 
 
 def _checked_name(name: Any) -> str | None:
-    problem = None if name is None else problem_with(name)
-    if problem is None and name is not None and is_outcome_trigger(name):
-        problem = 'must not end like the name of an outcome (":failed", ":revoked", ...)'
+    if name is None:
+        return None
+    problem = problem_with_task_name(name)
     if problem:
         raise InvalidConfiguration(
             f'the name of a gate {problem}: {name!r}', directive='trigger_name'
         )
-    return None if name is None else str(name)
+    return str(name)
 
 
 def _content(signature: Mapping[str, Any]) -> Any:

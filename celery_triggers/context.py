@@ -90,11 +90,20 @@ class TaskContext:
         """Return the kwargs of a trigger, or ``default``."""
         return self.trigger_kwargs.get(trigger, default)
 
-    def fire(self, trigger_name: str, trigger_kwargs: Mapping[str, Any] | None = None) -> Firing:
+    def fire(
+        self,
+        trigger_name: str,
+        trigger_kwargs: Mapping[str, Any] | None = None,
+        *,
+        connection: Any = None,
+    ) -> Firing:
         """Fire a trigger into this session.
 
         The event id is made of this run, the trigger, its kwargs and how often it was
         fired so: a run that is repeated after a crash does not fire again.
+
+        Args:
+            connection: As for :meth:`.TriggerManager.fire`.
 
         Raises:
             InvalidFiring: As by :meth:`.TriggerManager.fire`.
@@ -109,7 +118,9 @@ class TaskContext:
         if run is not None:
             # The instance too: the replay of a gate has the same task id.
             event_id = f'{run.instance}:{run.task_id}:{run.attempt}:{digest}:{count}'
-        firing = self.manager.ready(trigger, kwargs, event_id=event_id, run=run).make()
+        firing = self.manager.ready(
+            trigger, kwargs, event_id=event_id, connection=connection, run=run
+        ).make()
         # Not before: a call that is repeated because the storage gave no answer is the same.
         self._fired[digest] = count
         return firing

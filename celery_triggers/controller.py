@@ -312,8 +312,8 @@ class Controller:
         """Return what travels in a released message's header ``triggers``.
 
         Names and keys alone: ``uid``, ``incarnation``, ``instance``, ``task_id``,
-        ``attempt``, ``manager`` and ``storage``; ``depth`` for what was replayed; ``gate``
-        for that of a gate.
+        ``attempt``, ``manager`` and ``storage``; ``place`` where workers would else look for
+        the session elsewhere; ``depth`` for what was replayed; ``gate`` for that of a gate.
         """
         header: dict[str, Any] = {
             'uid': self.uid,
@@ -324,6 +324,8 @@ class Controller:
             'manager': self.key,
             'storage': self.storage.key,
         }
+        if self.storage.elsewhere:
+            header['place'] = self.storage.elsewhere
         if instance.depth:
             header['depth'] = instance.depth
         if instance.record.gate is not None:
@@ -334,11 +336,17 @@ class Controller:
 def follow_up_all(ended: Sequence[tuple[Controller, Outcome[Any]]]) -> None:
     """Send what changes of sessions of one application released, and call their hooks.
 
-    Messages share the wait for the broker. What an earlier call did is left alone.
+    Messages share the wait for the broker. What an earlier call did is left alone. Where the
+    changes are part of a transaction of the application's, that waits for its commit.
 
     Raises:
         Exception: The first that eager tasks raised, after everything else was done.
     """
+    if ended:
+        ended[0][0].storage.after_commit(lambda: _follow_up_now(ended))
+
+
+def _follow_up_now(ended: Sequence[tuple[Controller, Outcome[Any]]]) -> None:
     fresh = [
         (manager._serving(outcome.manager), outcome)
         for manager, outcome in ended

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -12,18 +12,31 @@ from typing import Any
 from celery_triggers.change import Change, Outcome, make_all
 from celery_triggers.controller import Controller, follow_up_all
 from celery_triggers.exceptions import TriggersError
+from celery_triggers.storages.records import StoredFiring
 from celery_triggers.storages.view import moment
 
-__all__ = ['Firing', 'ReadyFiring', 'Run', 'fire_all']
+__all__ = ['Delay', 'Firing', 'ReadyFiring', 'Run', 'fire_all']
 
 #: How many firings share round trips at most: a bound for what one request holds.
 MOST_AT_ONCE = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """When a firing is due: so many milliseconds later or, if ``absolute``, at that moment."""
+
+    milliseconds: int
+    absolute: bool = False
+
+    def due(self, now: int) -> int:
+        """Return the moment, given the storage's time."""
+        return self.milliseconds if self.absolute else now + self.milliseconds
+
+
 class _OfSession:
     """Knows the manager of its session, which is no fact about it and is not copied."""
 
-    __slots__ = ('_manager',)
+    __slots__ = ('_manager', '_stored_under')
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +51,8 @@ class Firing(_OfSession):
         duplicate: Whether an earlier firing with this event id had been applied; the
             other fields then tell what that one did.
         pending: Whether it is still to be applied; what it led to is not known then.
-        due: When it is applied, for one that is pending.
+        due: When it is applied, for one that is pending; ``None``: when the transaction that
+            it is part of is committed.
     """
 
     uid: str
@@ -61,17 +75,35 @@ class Firing(_OfSession):
 
         Raises:
             StorageUnavailable: The storage did not answer; calling again is safe.
-            TriggersError: This is a copy, which has lost its session.
+            TriggersError: This is a copy, which has lost its session; or the transaction that
+                it is part of is not committed, and can be rolled back.
         """
         if not self.pending:
             return False
-        manager: Controller | None = getattr(self, '_manager', None)
+        manager: Any = getattr(self, '_manager', None)
         if manager is None:
             raise TriggersError(
                 'this is a copy of what fire() returned; call '
                 f'app.triggers.session({self.uid!r}).cancel_firing({self.event_id!r})'
             )
-        return manager.cancel_firing(self.event_id)
+        stored_under: str = getattr(self, '_stored_under', '')
+        if stored_under:
+            return bool(manager.cancel_stored(stored_under, self.event_id))
+        return bool(manager.cancel_firing(self.event_id))
+
+    @classmethod
+    def stored(
+        cls, manager: Controller, stored: StoredFiring, now: int, delay: Delay | None
+    ) -> Firing:
+        """Return what is known of a firing that is part of an open transaction."""
+        firing = cls(
+            manager.uid, stored.trigger, stored.kwargs, stored.event_id, moment(now),
+            heard_by=[], created=[], released=[], abandoned=[], pending=True,
+            due=moment(delay.due(now)) if delay is not None else None,
+        )
+        object.__setattr__(firing, '_manager', manager)
+        object.__setattr__(firing, '_stored_under', stored.id)
+        return firing
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +124,22 @@ class Run:
 
 @dataclass(slots=True)
 class ReadyFiring:
-    """A firing whose input was checked and which has changed nothing yet."""
+    """A firing whose input was checked and which has changed nothing yet.
+
+    Attributes:
+        store: Stores it within the application's transaction, if it is to be part of one.
+    """
 
     manager: Controller
     trigger: str
     kwargs: dict[str, Any]
     change: Change[None]
+    store: Callable[[], Firing] | None = None
 
     def make(self) -> Firing:
         """Apply it, send what it released and call the hooks."""
+        if self.store is not None:
+            return self.store()
         outcome = self.change.make()
         self.manager.follow_up(outcome)
         return self.answer(outcome)
@@ -136,6 +175,8 @@ def fire_all(ready: Sequence[ReadyFiring]) -> list[Firing]:
             those that shared its round trips. Its attribute ``firings`` has what was made.
     """
     firings: list[Firing | None] = [None] * len(ready)
+    if any(firing.store is not None for firing in ready):
+        return _make_each(ready, firings)
     queues: dict[str, deque[int]] = {}
     for index, firing in enumerate(ready):
         queues.setdefault(firing.manager.uid, deque()).append(index)
@@ -147,6 +188,17 @@ def fire_all(ready: Sequence[ReadyFiring]) -> list[Firing]:
             if isinstance(error, TriggersError):
                 error.firings = firings
             raise error
+    return [firing for firing in firings if firing is not None]
+
+
+def _make_each(ready: Sequence[ReadyFiring], firings: list[Firing | None]) -> list[Firing]:
+    """Make firings one after the other: those within a transaction wait for nothing."""
+    for index, firing in enumerate(ready):
+        try:
+            firings[index] = firing.make()
+        except TriggersError as exc:
+            exc.firings = firings
+            raise
     return [firing for firing in firings if firing is not None]
 
 

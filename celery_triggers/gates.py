@@ -7,7 +7,6 @@ a due date behind it. :class:`GateEnd` sees to it that it is done once.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +22,6 @@ from celery_triggers.exceptions import InvalidConfiguration
 from celery_triggers.storages.records import StorageTime, Write
 
 __all__ = ['GateEnd', 'apply_gate', 'revoke_gate']
-
-logger = logging.getLogger(__name__)
 
 
 def apply_gate(

@@ -57,7 +57,6 @@ class StoredOutcomes:
             return None
         return StoredOutcome(state, meta.get('result'), _milliseconds(meta.get('date_done')))
 
-
     def show_waiting(self, task_id: str, uid: str, instance: str) -> None:
         """Store the state ``WAITING`` of a task, unless it has ended.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from celery_triggers.engine import plans
-from celery_triggers.engine.names import event_of_delayed
+from celery_triggers.engine.names import event_of_delayed, id_in_inbox
 from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import WITH_DUE_DATE
@@ -46,7 +46,7 @@ class SweepReport:
         replayed: Instances of lost workers that others took the place of.
         failed: Instances that failed: their workers were lost, or no worker took them.
         expired: Instances whose deadlines had passed.
-        fired: Delayed firings whose time had come.
+        fired: Delayed firings whose time had come, and those of committed transactions.
         spared: Instances whose leases were extended, since nobody could have renewed them.
         postponed: Those for which it was not time yet after all.
         deleted: Sessions that had expired.
@@ -129,7 +129,7 @@ class Sweep:
         Nothing that is wrong with one of them holds up the others: each comes again.
         """
         try:
-            storage = self.storage(due.uid, self.url, application=self.application)
+            storage = self.storage(due.uid, due.place or self.url, application=self.application)
             manager: TriggerManager = trigger_managers.get('default', storage)
             what = _overdue(manager, due).see_to()
         except StorageUnavailable as exc:
@@ -144,7 +144,12 @@ class Sweep:
         return True
 
 
-def _overdue(manager: TriggerManager, due: Due) -> OverdueInstance | OverdueFiring | OldSession:
+def _overdue(
+    manager: TriggerManager, due: Due
+) -> OverdueInstance | OverdueFiring | CommittedFiring | OldSession:
+    id_ = id_in_inbox(due.name)
+    if id_ is not None:
+        return CommittedFiring(manager, id_)
     event_id = event_of_delayed(due.name)
     if event_id is not None:
         return OverdueFiring(manager, due.name, event_id)
@@ -175,6 +180,18 @@ class OverdueFiring:
             # A clock was set back: its date is what it was.
             step.delay(self.event_id, again.trigger, again.kwargs, again.due)
         return False
+
+
+class CommittedFiring:
+    """What is done about a firing whose transaction was committed."""
+
+    def __init__(self, manager: TriggerManager, id_: str):
+        self.manager = manager
+        self.id = id_
+
+    def see_to(self) -> str:
+        """Apply it; return the report's word for what was done."""
+        return 'fired' if self.manager.apply_stored(self.id) else 'postponed'
 
 
 class OldSession:

@@ -8,6 +8,7 @@ from typing import Any
 from celery_triggers.controller import MOST_DOUBLINGS
 from celery_triggers.delivery import Delivery, exception_facts, lost_worker
 from celery_triggers.engine import plans
+from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.instances import HANDED_TO_GATE, Instance
 from celery_triggers.engine.session import Plan, Session
 from celery_triggers.engine.step import Step
@@ -55,9 +56,9 @@ class OverdueInstance:
     # --------------------------------------------------------------- unstarted
 
     def _unstarted(self) -> str:
-        deadline = self.instance.deadline(self.session.config_of(self.instance))
-        if not 0 < deadline <= self.now:
-            return self._wait_on(deadline)
+        config = self.session.config_of(self.instance)
+        if not 0 < self.instance.deadline(config) <= self.now:
+            return self._wait_on(config)
 
         def decide(step: Step) -> str:
             instance = self._same(step)
@@ -67,18 +68,15 @@ class OverdueInstance:
         # Without a value this very change was found to have been made.
         return outcome.value or 'expired'
 
-    def _wait_on(self, deadline: int) -> str:
+    def _wait_on(self, config: TaskConfig | None) -> str:
         """Leave what waits alone; store the state of a gate's result again, which expires."""
         refresh = self.settings.limits.gate_refresh
-        gate = self.instance.gate
-        if gate is not None and gate.has_result and refresh:
+        if refresh and self.instance.shows_that_it_waits:
             self.application.show_waiting(
                 self.instance.task_id, self.manager.uid, self.instance.name
             )
-            deadline = min(filter(None, (deadline, self.now + refresh)))
-        if not deadline:
-            return self._forget(self.session, self.instance)
-        return self._postpone(deadline)
+        due = self.instance.next_look(config, self.now, refresh)
+        return self._postpone(due) if due else self._forget(self.session, self.instance)
 
     def _ending(self) -> str:
         """Tell those who wait for a gate's result that it has ended."""

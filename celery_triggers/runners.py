@@ -133,13 +133,14 @@ def _routed(canvas: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if first.get('subtask_type') in ('chain', 'group', 'chord'):
         return _routed(first)
-    options = first.get('options') or {}
-    routing = {name: options[name] for name in _ROUTING if options.get(name) is not None}
-    return {'route_name': first.get('task'), **routing}
+    return _routing_of(first.get('task'), first.get('options') or {})
 
 
-#: Options that say where a message goes.
-_ROUTING = ('queue', 'exchange', 'routing_key', 'priority')
+def _routing_of(task: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with which a message goes where that of a task would go."""
+    names = ('queue', 'exchange', 'routing_key', 'priority')
+    chosen = {name: options[name] for name in names if options.get(name) is not None}
+    return {'route_name': task, **chosen}
 
 
 def _ending(release: Release) -> Call:
@@ -167,11 +168,10 @@ def _ending(release: Release) -> Call:
         'parent_id': options.get('parent_id'),
         'ignore_result': bool(options.get('ignore_result')),
     }
-    routing = {name: options[name] for name in _ROUTING if options.get(name) is not None}
     return Call(
         END,
         kwargs={'header': release.header, 'end': end, 'request': request},
-        options={'route_name': request['task'], 'add_to_parent': False, **routing},
+        options={'add_to_parent': False, **_routing_of(request['task'], options)},
     )
 
 

@@ -39,11 +39,24 @@ DEFAULTS: dict[str, Any] = {
 #: Celery's own settings that matter here, with what stands for their absence.
 _OF_CELERY: dict[str, Any] = {
     'accept_content': ['json'],
+    'broker_transport_options': {},
     'broker_url': None,
+    'broker_use_ssl': None,
+    'redis_backend_use_ssl': None,
     'result_backend': None,
+    'result_backend_transport_options': {},
     'result_expires': None,
     'task_always_eager': False,
 }
+
+#: By the setting of a URL of Celery's: where the rest stands that such a Redis needs.
+_REDIS_OF_CELERY = {
+    'result_backend': ('result_backend_transport_options', 'redis_backend_use_ssl'),
+    'broker_url': ('broker_transport_options', 'broker_use_ssl'),
+}
+
+#: What a Redis that Sentinels watch needs of a transport's options.
+_OF_SENTINELS = ('master_name', 'min_other_sentinels', 'sentinel_kwargs')
 
 #: A hundred years: what is beyond that no storage can count in milliseconds for long.
 MOST_SECONDS = 100 * 365 * 86400
@@ -54,6 +67,7 @@ LEAST_REFRESH = 500
 _URL_SCHEMES = {
     'redis': 'redis',
     'rediss': 'redis',
+    'sentinel': 'redis',
     'memory': 'memory',
     'sqlite': 'sql',
     'postgresql': 'sql',
@@ -152,6 +166,8 @@ class Settings:
         if full_name not in DEFAULTS:
             raise AttributeError(f'there is no setting {full_name!r}')
         value = self._get(full_name, DEFAULTS[full_name])
+        if name == 'storage_options' and isinstance(value or {}, Mapping):
+            return {**self._options_of_celery(), **(value or {})}
         return DEFAULTS[full_name] if value is None else value
 
     @property
@@ -224,12 +240,25 @@ class Settings:
         if url.startswith('db+'):
             return self._located(url)
         scheme = url.split('://', 1)[0]
-        if '://' in url and scheme in ('redis', 'rediss'):
+        if '://' in url and scheme in ('redis', 'rediss', 'sentinel'):
             return 'redis', url
         if url.startswith('memory://'):
             self._check_memory()
             return 'memory', None
         return None
+
+    def _options_of_celery(self) -> dict[str, Any]:
+        """Return what Celery is told beside the URL, where the storage is Celery's Redis."""
+        key, url = self.storage_location_or_none() or ('', None)
+        for name, (transport, tls) in _REDIS_OF_CELERY.items():
+            if key == 'redis' and url and url == self._get(name, None):
+                asked = self._get(transport, None) or {}
+                options = {option: asked[option] for option in _OF_SENTINELS if option in asked}
+                secured = self._get(tls, None)
+                if secured:
+                    options |= {'ssl': True, **(secured if isinstance(secured, Mapping) else {})}
+                return options
+        return {}
 
     def _check_memory(self) -> None:
         """Refuse sessions in one process's memory where messages go to other processes."""

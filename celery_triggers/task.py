@@ -24,7 +24,7 @@ from kombu.exceptions import OperationalError
 
 from celery_triggers.context import TaskContext
 from celery_triggers.delivery import Delivery, exception_facts, is_header, uptime
-from celery_triggers.engine.calls import GATE
+from celery_triggers.engine.calls import GATE, SPOKEN
 from celery_triggers.engine.instances import AGAIN, FAIL, replay_at_most
 from celery_triggers.exceptions import StorageUnavailable, TriggersError
 from celery_triggers.firing import Run
@@ -419,8 +419,8 @@ class TriggerTask(_BaseTask):
         for final in _finals(sig):
             if final.subtask_type == GATE:
                 # Its message has the header of its own instance, and this one's id.
-                spoken = final.options['triggers_gate']
-                final.options['triggers_gate'] = {**spoken, 'place': header['instance']}
+                spoken = final.options[SPOKEN]
+                final.options[SPOKEN] = {**spoken, 'place': header['instance']}
                 final.link(tasks['celery_triggers.replacement_finished'].s(header=carried))
                 final.link_error(failed)
                 continue

@@ -16,8 +16,8 @@ from celery_triggers.engine.names import plain, problem_with
 from celery_triggers.exceptions import InvalidConfiguration, TriggersError
 
 __all__ = [
-    'END', 'FIRE', 'GATE', 'RUN', 'celery_task', 'delay_of', 'filled', 'marked', 'parse_run',
-    'placeholders',
+    'END', 'FIRE', 'GATE', 'RUN', 'SPOKEN', 'celery_task', 'delay_of', 'filled', 'marked',
+    'parse_run', 'placeholders',
 ]
 
 #: The task that puts a canvas in its own place: a canvas is no task that could be sent.
@@ -31,6 +31,9 @@ FIRE = 'celery_triggers.fire'
 
 #: The ``subtask_type`` of a gate.
 GATE = 'celery_triggers.gate'
+
+#: The option of a signature that holds what a gate was told.
+SPOKEN = 'triggers_gate'
 
 #: What else a signature can be besides a task.
 CANVASES = frozenset({'chain', 'group', 'chord', 'xmap', 'xstarmap', 'chunks', GATE})

@@ -23,7 +23,7 @@ from celery_triggers.engine.conditions import (
 )
 from celery_triggers.engine.cycles import cycle_of_abandonments, cycle_of_runs
 from celery_triggers.engine.forms import check_members, parse_condition
-from celery_triggers.engine.names import is_outcome_trigger, plain, problem_with
+from celery_triggers.engine.names import plain, problem_with, problem_with_task_name
 from celery_triggers.exceptions import InvalidConfiguration
 
 logger = logging.getLogger(__name__)
@@ -208,9 +208,7 @@ def _directive_of(config: TaskConfig, leaf: On) -> str:
 
 
 def _check_task_name(name: Any) -> None:
-    problem = problem_with(name)
-    if problem is None and is_outcome_trigger(name):
-        problem = 'must not end like the name of an outcome (":failed", ":revoked", ...)'
+    problem = problem_with_task_name(name)
     if problem:
         raise InvalidConfiguration(f"a trigger task's name {problem}: {name!r}", task=str(name))
 

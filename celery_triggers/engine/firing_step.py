@@ -302,11 +302,7 @@ class FiringStep(Draft):
     def _wait(self, task: TaskConfig, instance: Instance) -> None:
         """Note what a waiting instance waits for, and until when."""
         self._set_waits(instance, instance.waits_for(task))
-        due = instance.deadline(task)
-        gate = instance.gate
-        if gate is not None and gate.has_result and self.limits.gate_refresh:
-            # Its result's state must not expire while it waits.
-            due = min(filter(None, (due, self.now + self.limits.gate_refresh)))
+        due = instance.next_look(task, self.now, self.limits.gate_refresh)
         if due:
             self.dues[instance.name] = due
 

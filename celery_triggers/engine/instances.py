@@ -171,6 +171,23 @@ class Instance:
         # What waits has changed only once: when it was made.
         return self.changed + int(config.within * 1000)
 
+    @property
+    def shows_that_it_waits(self) -> bool:
+        """Whether the result backend says that it waits, which has to be said again."""
+        return self.gate is not None and self.gate.has_result
+
+    def next_look(self, config: TaskConfig | None, now: int, refresh: int) -> int:
+        """Return when it is to be looked at if it still waits, in milliseconds; 0: never.
+
+        Args:
+            refresh: After how many milliseconds what the result backend says of it expires
+                else; 0: never.
+        """
+        deadline = self.deadline(config)
+        if not (refresh and self.shows_that_it_waits):
+            return deadline
+        return min(filter(None, (deadline, now + refresh)))
+
     def missing(self, config: TaskConfig) -> list[str]:
         """Return the triggers of ``after`` and ``and_every`` of which something is missing."""
         missing = [

@@ -37,6 +37,14 @@ def problem_with(name: Any) -> str | None:
     return None
 
 
+def problem_with_task_name(name: Any) -> str | None:
+    """Say why ``name`` cannot be that of a trigger task or of a gate; ``None`` where it can."""
+    problem = problem_with(name)
+    if problem is None and is_outcome_trigger(name):
+        return 'must not end like the name of an outcome (":failed", ":revoked", ...)'
+    return problem
+
+
 def plain(name: str) -> str:
     """Return the characters of a name alone: the value of an enum's member, not its label."""
     return str.__str__(name)
@@ -81,6 +89,16 @@ def delayed_name(event_id: str) -> str:
 def event_of_delayed(name: str) -> str | None:
     """Return the event id of a delayed firing, given the name under which it is due."""
     return name[:-1] if name.endswith('~') else None
+
+
+def inbox_name(id_: str) -> str:
+    """Return the name under which a stored firing is due; no instance has such a one."""
+    return f'{id_}<'
+
+
+def id_in_inbox(name: str) -> str | None:
+    """Return the id of a stored firing, given the name under which it is due."""
+    return name[:-1] if name.endswith('<') else None
 
 
 def instance_name(task: str, number: int) -> str:

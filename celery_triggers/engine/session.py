@@ -235,23 +235,20 @@ class Session:
 
     def waiting_for(self, trigger: str, task: TaskConfig) -> list[Instance]:
         """Return the task's instances that a firing of ``trigger`` can reach, by number."""
-        if not self.plan.whole and trigger not in self.plan.waiting:
-            raise NotLoaded(Plan(waiting=frozenset({trigger})))
-        found = (self.instances[name] for name in self.waiting.get(trigger, ()))
-        return sorted(
-            (i for i in found if i.task == task.name and i.gate is None), key=lambda i: i.number
-        )
+        found = self._reached_by(trigger)
+        return [i for i in found if i.task == task.name and i.gate is None]
 
     def gates_waiting_for(self, trigger: str) -> list[Instance]:
         """Return the gates that a firing of ``trigger`` can reach, by name and number."""
         if not self.head.gates:
             return []
+        return [instance for instance in self._reached_by(trigger) if instance.gate is not None]
+
+    def _reached_by(self, trigger: str) -> list[Instance]:
         if not self.plan.whole and trigger not in self.plan.waiting:
             raise NotLoaded(Plan(waiting=frozenset({trigger})))
         found = (self.instances[name] for name in self.waiting.get(trigger, ()))
-        return sorted(
-            (i for i in found if i.gate is not None), key=lambda i: (i.task, i.number)
-        )
+        return sorted(found, key=lambda i: (i.task, i.number))
 
     def config_of(self, instance: Instance) -> TaskConfig | None:
         """Return an instance's trigger task; ``None`` if the session no longer has it."""

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from celery_triggers.registry import storage_backends as storage_backends
     from celery_triggers.storages.base import StorageBackend as StorageBackend
+    from celery_triggers.storages.cache import CacheStorageBackend as CacheStorageBackend
+    from celery_triggers.storages.document_storage import (
+        DocumentStorageBackend as DocumentStorageBackend,
+    )
     from celery_triggers.storages.memory import MemoryStorageBackend as MemoryStorageBackend
     from celery_triggers.storages.redis import RedisStorageBackend as RedisStorageBackend
     from celery_triggers.storages.sql import SQLStorageBackend as SQLStorageBackend
     from celery_triggers.storages.view import TaskInstance as TaskInstance
 
 _HOMES = {
+    'CacheStorageBackend': 'cache',
+    'DocumentStorageBackend': 'document_storage',
     'MemoryStorageBackend': 'memory',
     'RedisStorageBackend': 'redis',
     'SQLStorageBackend': 'sql',

@@ -5,6 +5,7 @@ Siblings (memory, redis, sql, ...) implement the underscored methods and never m
 
 from __future__ import annotations
 
+import re
 import secrets
 from abc import abstractmethod
 from collections import OrderedDict
@@ -16,11 +17,24 @@ from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.names import check_uid
 from celery_triggers.engine.session import Plan, Session
 from celery_triggers.engine.step import Step
-from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable, TriggersError
+from celery_triggers.exceptions import (
+    InvalidFiring,
+    StorageNotConfigured,
+    StorageUnavailable,
+    TriggersError,
+)
 from celery_triggers.forks import ForkLock
 from celery_triggers.settings import Settings
 from celery_triggers.storages.codec import codec_for
-from celery_triggers.storages.records import Commit, Request, Row, Slice, Taken, Write
+from celery_triggers.storages.records import (
+    Commit,
+    Request,
+    Row,
+    Slice,
+    StoredFiring,
+    Taken,
+    Write,
+)
 from celery_triggers.storages.translation import to_commit, to_request, to_session
 from celery_triggers.storages.view import SessionView
 from celery_triggers.wiring import Application, current_application
@@ -42,10 +56,9 @@ def remember_configuration(configuration: Configuration) -> Configuration:
 
 
 def public_url(url: str) -> str:
-    """Return a URL without its user and password."""
-    scheme, colon, rest = url.partition('://')
-    host, slash, path = rest.partition('/')
-    return f'{scheme}{colon}{host.rpartition("@")[2]}{slash}{path}'
+    """Return a URL, or several in one, without its user and password."""
+    without_user = re.sub(r'(?<=://)[^/]*@', '', url)
+    return re.sub(r'(?<=password=)[^&;]*', '***', without_user)
 
 
 class Shared(Generic[T]):
@@ -166,6 +179,10 @@ class StorageBackend(SessionView):
 
     #: Where the storage is if a registry key is all that the settings say.
     default_url: ClassVar[str | None] = None
+
+    #: What a message names beside the key, for workers to find a session that is not where
+    #: their settings say; ``None``: it is there, or workers would not find it.
+    elsewhere: str | None = None
 
     def __init__(
         self,
@@ -301,6 +318,54 @@ class StorageBackend(SessionView):
             version: Remove it only if it still has this version.
         """
         return self._delete(version)
+
+    # ------------------------------------------- firings within transactions
+
+    def takes_part(self, connection: Any = None) -> bool:
+        """Tell whether a firing now is part of a transaction of the application's.
+
+        Args:
+            connection: What the application gave with the firing.
+
+        Raises:
+            InvalidFiring: This storage cannot take part in that.
+        """
+        if connection is not None:
+            raise InvalidFiring(
+                f'a firing cannot be part of a transaction with the storage {self.key!r}; '
+                "'sql' and 'django' can",
+                uid=self.uid,
+            )
+        return False
+
+    def store_firing(
+        self, firing: StoredFiring, connection: Any, then: Callable[[], object]
+    ) -> int:
+        """Store a firing within the application's transaction, and touch nothing else.
+
+        Args:
+            then: Is called soon after the transaction was committed, in its thread, if this
+                process lives on; what it raises is logged.
+
+        Returns:
+            The storage's time, in milliseconds.
+        """
+        raise NotImplementedError
+
+    def stored_firing(self, id_: str) -> tuple[int, StoredFiring] | None:
+        """Return when a firing was stored, and the firing; ``None``: it is not there."""
+        return None
+
+    def forget_firing(self, id_: str) -> None:
+        """Remove a stored firing that was applied."""
+
+    def after_commit(self, call: Callable[[], object]) -> None:
+        """Call this when what was changed just now is committed: here it is already.
+
+        Where changes can be part of a transaction of the application's, it is called after
+        that one's commit, in its thread, or never if it is rolled back.
+        """
+        call()
 
     def configuration(self, digest: str) -> Configuration:
         """Return a stored configuration.

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 from dataclasses import dataclass, field
 
-from celery_triggers.storages.records import Commit, Request, Row, Slice, Write, apply_write
+from celery_triggers.exceptions import TriggersError
+from celery_triggers.storages.records import (
+    Commit,
+    Request,
+    Row,
+    Slice,
+    Write,
+    apply_write,
+    moment_of,
+)
+
+#: Grows with every change of a stored document's form.
+_FORM = 1
+
+# ASCII alone, so that a medium can keep any of it, also texts that are no proper Unicode.
+_compact = json.JSONEncoder(separators=(',', ':')).encode
 
 
 @dataclass(slots=True)
@@ -94,3 +111,98 @@ class Document:
             return False, row
         self.rows[write.name] = changed
         return True, changed
+
+
+@dataclass(slots=True)
+class StoredDocument(Document):
+    """A session's document with what leads to the session, as text and back.
+
+    Attributes:
+        dues: Its due dates by name, in milliseconds.
+        gates: Which instance waits at a gate, by task id.
+        indexed: The index of due dates certainly leads here at this time or earlier; 0:
+            perhaps it does not.
+    """
+
+    dues: dict[str, int] = field(default_factory=dict)
+    gates: dict[str, str] = field(default_factory=dict)
+    indexed: int = 0
+
+    @property
+    def next_due(self) -> int:
+        """The earliest due date, 0 if there is none."""
+        return min(self.dues.values(), default=0)
+
+    # ``super()`` finds no class in a dataclass with slots.
+
+    def commit(self, commit: Commit, now: int) -> bool:
+        if not Document.commit(self, commit, now):
+            return False
+        for name, at in commit.dues.items():
+            self._set_due(name, at)
+        for task_id, name in commit.gates.items():
+            self.gates.pop(task_id, None)
+            if name:
+                self.gates[task_id] = name
+        return True
+
+    def write(self, write: Write, now: int) -> tuple[bool, Row | None]:
+        applied, row = Document.write(self, write, now)
+        if write.due is not None:
+            if applied:
+                self._set_due(write.name, moment_of(write.due, now))
+            elif write.name not in self.rows:
+                self.dues.pop(write.name, None)
+        return applied, row
+
+    def _set_due(self, name: str, at: int) -> None:
+        self.dues.pop(name, None)
+        if at:
+            self.dues[name] = at
+
+    def to_text(self) -> str:
+        """Return it as ASCII text that is unlike any other, also of equal content.
+
+        So an old text never stands for what came after it.
+        """
+        return _compact(
+            [
+                _FORM,
+                secrets.token_hex(8),
+                self.version,
+                self.incarnation,
+                self.head,
+                self.entries,
+                self.rows,
+                {trigger: list(names) for trigger, names in self.waiting.items()},
+                self.passing,
+                self.dues,
+                self.gates,
+                self.indexed,
+            ]
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> StoredDocument:
+        """Return what :meth:`to_text` was called on.
+
+        Raises:
+            TriggersError: Another version of this package wrote it.
+        """
+        form, *content = json.loads(text)
+        if form != _FORM:
+            raise TriggersError(
+                f'another version of celery_triggers stored this session (form {form}, this '
+                f'one knows {_FORM}); upgrade this process'
+            )
+        _, version, incarnation, head, entries, rows, waiting, passing, *found = content
+        return cls(
+            version,
+            incarnation,
+            head,
+            entries,
+            {name: Row(*row) for name, row in rows.items()},
+            {trigger: dict.fromkeys(names) for trigger, names in waiting.items()},
+            {event: (text, until) for event, (text, until) in passing.items()},
+            *found,
+        )

@@ -147,6 +147,36 @@ class Write:
     due: int | StorageTime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredFiring:
+    """A firing that is part of an application's transaction, to be applied after its commit.
+
+    Attributes:
+        id: Its key in the storage's inbox.
+        event_id: The application's id or the key.
+        delay: In how many milliseconds it is due, counted from when it was stored; or, if
+            it is ``absolute``, when that is. 0: at once.
+        depth: How many cascades in a row lead to it.
+        manager: The registry key of the manager for a session that it begins.
+    """
+
+    id: str
+    trigger: str
+    kwargs: dict[str, Any]
+    event_id: str
+    delay: int = 0
+    absolute: bool = False
+    depth: int = 0
+    manager: str = 'default'
+
+    def content(self) -> list[Any]:
+        """Return everything but its key, in the order of the fields."""
+        return [
+            self.trigger, self.kwargs, self.event_id, self.delay, self.absolute, self.depth,
+            self.manager,
+        ]
+
+
 class Due(NamedTuple):
     """A due date that has come.
 
@@ -154,12 +184,14 @@ class Due(NamedTuple):
         name: An instance's name, or ``''`` for the session itself.
         calm: Whether somebody has looked at due dates regularly before. If nobody has, then
             whatever should have renewed this one may have been held up too.
+        place: Where the session is, if not where the due dates were asked for.
     """
 
     uid: str
     name: str
     at: int
     calm: bool
+    place: str | None = None
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ Keys, all of one session in one slot (a fixed number of shards)::
     <prefix>:{<shard>}:d               zset: due dates, of all sessions of the shard
     <prefix>:{<shard>}:z               string: when somebody last looked at them
     <prefix>:{<shard>}:g               hash: which instance waits at a gate, by task id
+    <prefix>:{<shard>}:r               string: nothing; replicas that have it have the rest
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from celery_triggers.storages.records import (
     Taken,
     Write,
 )
-from celery_triggers.storages.redis_server import Call, Server, servers
+from celery_triggers.storages.redis_cluster import servers
+from celery_triggers.storages.redis_server import Call, Command, Server
 
 __all__ = ['RedisStorageBackend']
 
@@ -81,9 +83,10 @@ class RedisStorageBackend(StorageBackend):
             for question in questions
         ]
         answers: list[Slice | Exception | None] = []
-        for question, found in zip(questions, _asked_of(calls, changes=False), strict=True):
+        for question, found in zip(questions, _asked_of(calls), strict=True):
             if isinstance(found, StorageUnavailable):
-                found.outcome_unknown = question.commit is not None
+                # Whoever only reads knows that nothing was changed.
+                found.outcome_unknown = found.outcome_unknown and question.commit is not None
             elif found is not None:
                 found = _slice(found, question.request)
             answers.append(found)
@@ -102,7 +105,7 @@ class RedisStorageBackend(StorageBackend):
         ]
         return [
             found if isinstance(found, StorageUnavailable) else _written(found)
-            for found in _asked_of(calls, changes=True)
+            for found in _asked_of(calls)
         ]
 
     def _delete(self, version: str | None = None) -> bool:
@@ -111,9 +114,7 @@ class RedisStorageBackend(StorageBackend):
         return bool(self._server.run(call, changes=True))
 
     def _configuration(self, digest: str) -> str | None:
-        text: str | None = self._server.guarded(
-            self._server.client.get, f'{self._base}:c:{digest}'
-        )
+        text: str | None = self._server.ask('GET', f'{self._base}:c:{digest}')
         return text
 
     # ------------------------------------------------------ the place as a whole
@@ -125,8 +126,7 @@ class RedisStorageBackend(StorageBackend):
         # A uid may look like the keys around it, which the pattern alone cannot tell.
         own = re.compile(re.escape(settings.key_prefix) + r':\{\d+\}:s:(.+)', re.DOTALL)
         pattern = f'{space}:{{*}}:s:{literal}*'
-        keys = server.guarded(lambda: list(server.client.scan_iter(pattern, count=1000)))
-        matches = (own.fullmatch(key) for key in keys)
+        matches = (own.fullmatch(key) for key in server.keys(pattern))
         return iter({match[1] for match in matches if match and match[1].startswith(prefix)})
 
     @classmethod
@@ -154,19 +154,11 @@ class RedisStorageBackend(StorageBackend):
     def gates(
         cls, url: str | None, settings: Settings, task_ids: Sequence[str]
     ) -> dict[str, tuple[str, str]]:
+        commands: list[Command] = [('HMGET', f'{s}:g', *task_ids) for s in _shards(settings)]
         server = cls._server_at(url, settings)
-
-        def ask() -> list[list[str | None]]:
-            pipeline: Any
-            with server.client.pipeline(transaction=False) as pipeline:
-                for shard in _shards(settings):
-                    pipeline.hmget(f'{shard}:g', list(task_ids))
-                answers: list[list[str | None]] = pipeline.execute()
-                return answers
-
         return {
             task_id: _owned(member)
-            for members in (server.guarded(ask) if task_ids else ())
+            for members in (server.ask_many(commands) if task_ids else ())
             for task_id, member in zip(task_ids, members, strict=True)
             if member is not None
         }
@@ -175,9 +167,11 @@ class RedisStorageBackend(StorageBackend):
     def due_dates(cls, url: str | None, settings: Settings) -> Iterator[tuple[str, str, int]]:
         server = cls._server_at(url, settings)
         for shard in _shards(settings):
-            dates = server.guarded(server.client.zrange, f'{shard}:d', 0, -1, False, True)
-            for member, at in dates:
-                yield (*_owned(member), int(at))
+            found = server.ask('ZRANGE', f'{shard}:d', 0, -1, 'WITHSCORES')
+            # Pairs in version 3 of the protocol, else the two in turn.
+            paired = found and isinstance(found[0], list)
+            for member, at in found if paired else zip(found[::2], found[1::2], strict=True):
+                yield (*_owned(member), int(float(at)))
 
     @classmethod
     def _server_at(cls, url: str | None, settings: Settings) -> Server:
@@ -239,18 +233,14 @@ def _own(storage: StorageBackend) -> RedisStorageBackend:
     return storage
 
 
-def _asked_of(calls: Sequence[tuple[Server, Call]], *, changes: bool) -> list[Any]:
-    """Run scripts, those on one server in one round trip; return answers or errors."""
+def _asked_of(calls: Sequence[tuple[Server, Call]]) -> list[Any]:
+    """Run scripts that may change something, sharing round trips; return answers or errors."""
     groups: dict[Server, dict[int, Call]] = {}
     for index, (server, call) in enumerate(calls):
         groups.setdefault(server, {})[index] = call
     answers: dict[int, Any] = {}
     for server, group in groups.items():
-        try:
-            found = server.run_many(list(group.values()), changes=changes)
-        except StorageUnavailable as exc:
-            # One for each, since each is told whose it is.
-            found = [StorageUnavailable(str(exc), outcome_unknown=changes) for _ in group]
+        found = server.run_many(list(group.values()), changes=True)
         answers.update(zip(group, found, strict=True))
     return [answers[index] for index in range(len(calls))]
 

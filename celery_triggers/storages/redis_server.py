@@ -1,41 +1,48 @@
-"""A Redis server as the storage uses it: clients, scripts, and what is done when it is down."""
+"""A Redis server as the storage uses it: scripts, and what is done when it is down."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import re
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from importlib.resources import files
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
-from celery_triggers.forks import ForkGate
-from celery_triggers.storages.base import Shared, public_url
-
-__all__ = ['Call', 'Server', 'servers']
-
-#: What redis-py is told unless ``triggers_storage_options`` says otherwise (seconds).
-#: Its own retries are off: :meth:`Server.guarded` repeats what is safe.
-CLIENT_OPTIONS: dict[str, Any] = {'socket_timeout': 5.0, 'socket_connect_timeout': 2.0}
-
-DOWN = (
-    redis.exceptions.ConnectionError,
-    redis.exceptions.TimeoutError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.OutOfMemoryError,
+from redis.exceptions import (
+    ClusterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
 )
+from redis.sentinel import MasterNotFoundError
+
+from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.forks import ForkGate
+from celery_triggers.storages.redis_address import Address
+
+__all__ = ['Call', 'Command', 'Server', 'answers_of']
 
 #: A script's name, its keys and its arguments.
 Call = tuple[str, Sequence[str], Sequence[str]]
 
+#: A command as redis-py sends it. The key that says where it goes stands in its usual place.
+Command = tuple[Any, ...]
+
+DOWN = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+
+#: Refusals that come before a script has written anything.
+_REFUSALS = (ReadOnlyError, OutOfMemoryError, ClusterDownError, TryAgainError)
+_REFUSAL_CODES = ('NOREPLICAS', 'MISCONF')
+
 #: A fork waits a little for the calls of other threads, which may hold a lock of redis-py,
 #: or of an import that it makes when it first connects.
-_gate = ForkGate(patience=1.0)
+gate = ForkGate(patience=1.0)
 
 
 def _read_script(name: str) -> tuple[str, str]:
@@ -48,31 +55,20 @@ def _read_script(name: str) -> tuple[str, str]:
 #: since reading them imports others, in the middle of which a child could be forked.
 _SCRIPTS = {name: _read_script(name) for name in ('read', 'commit', 'write', 'delete', 'take')}
 
+#: The scripts by digest.
+TEXTS = {digest: text for text, digest in _SCRIPTS.values()}
+
+
+class Unconfirmed(RedisError):
+    """Too few replicas have confirmed what an answer rests on."""
+
 
 class Server:
-    """One server, or what stands for one behind a URL; its connections are pooled.
+    """One server, or what stands for one behind a URL; its connections are pooled."""
 
-    Raises:
-        StorageNotConfigured: The URL or the options are nothing that redis-py understands.
-    """
-
-    def __init__(self, url: str, options: dict[str, Any]):
-        self.place = public_url(url)
-        try:
-            self.client = redis.Redis.from_url(
-                url,
-                decode_responses=True,
-                retry=Retry(NoBackoff(), 0),
-                **{**CLIENT_OPTIONS, **options},
-            )
-            # Made without connecting, to find out now whether it understands its options.
-            pool = self.client.connection_pool
-            pool.connection_class(**pool.connection_kwargs)
-        except (TypeError, ValueError) as exc:
-            raise StorageNotConfigured(
-                f'triggers_storage ({self.place}) or triggers_storage_options ({options}) '
-                f'are nothing that redis-py understands: {exc}'
-            ) from exc
+    def __init__(self, address: Address):
+        self.address = address
+        self.client = address.client()
 
     def run(self, call: Call, *, changes: bool = False) -> Any:
         """Run a script.
@@ -82,108 +78,221 @@ class Server:
                 whether it did.
 
         Raises:
-            StorageUnavailable: No answer came.
+            StorageUnavailable: No answer came, or it was a refusal.
         """
-        client: Any = self.client
-        command: Any = client.execute_command
-        try:
-            return self.guarded(command, *_by_digest(call), changes=changes)
-        except redis.exceptions.NoScriptError:
-            name, keys, args = call
-            text = _SCRIPTS[name][0]
-            return self.guarded(command, 'EVAL', text, len(keys), *keys, *args, changes=changes)
+        return answers_of(self.run_many([call], changes=changes))[0]
 
     def run_many(self, calls: Sequence[Call], *, changes: bool = False) -> list[Any]:
-        """Run scripts in one round trip.
+        """Run scripts, those for one server in one round trip.
 
         Returns:
-            For each its answer, or the ``StorageUnavailable`` that asking it raised.
+            For each its answer, or the ``StorageUnavailable`` that running it raised.
+        """
+        return self._send([_by_digest(call) for call in calls], changes)
+
+    def ask(self, *command: Any) -> Any:
+        """Send a command that reads.
 
         Raises:
-            StorageUnavailable: An answer is missing; any of them may have been run.
+            StorageUnavailable: No answer came, or it was a refusal.
         """
-        if len(calls) == 1:
-            # No pipeline, which costs as much as a call.
-            return [self.run(calls[0], changes=changes)]
+        return self.ask_many([command])[0]
 
+    def ask_many(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands that read, those for one server in one round trip.
+
+        Raises:
+            StorageUnavailable: An answer is missing, or one was a refusal.
+        """
+        return answers_of(self._send(commands, False))
+
+    def keys(self, pattern: str) -> list[str]:
+        """Return the keys that match, each at least once.
+
+        Raises:
+            StorageUnavailable: An answer is missing, or one was a refusal.
+        """
+        return self._keys_at(self.client, pattern)
+
+    def _keys_at(self, client: redis.Redis, pattern: str) -> list[str]:
+        return self._guarded(lambda: list(client.scan_iter(pattern, count=1000)))[0]
+
+    def renew(self) -> None:
+        """Take a new client in a forked child.
+
+        redis-py notices the fork too, but then waits for a lock of its pool, which a thread
+        of the parent may have held.
+        """
+        forsake(self.client)
+        self.client = self.address.client()
+
+    # ---------------------------------------------------------------- sending
+
+    def _send(self, commands: Sequence[Command], changes: bool) -> list[Any]:
         def send() -> list[Any]:
-            pipeline: Any
-            with self.client.pipeline(transaction=False) as pipeline:
-                for call in calls:
-                    pipeline.execute_command(*_by_digest(call))
-                answers: list[Any] = pipeline.execute(raise_on_error=False)
-                return answers
+            found = self._exchange(self.client, commands)
+            unknown = [at for at, one in enumerate(found) if isinstance(one, NoScriptError)]
+            if unknown:
+                texts = [with_text(commands[at]) for at in unknown]
+                for at, answer in zip(unknown, self._exchange(self.client, texts), strict=True):
+                    found[at] = answer
+            return found
 
-        found = self.guarded(send, changes=changes)
-        return [self._answer(*pair, changes) for pair in zip(calls, found, strict=True)]
+        alone = len(commands) == 1 and not self.address.replicas
+        try:
+            found, lost = self._guarded(send, changes=changes, alone=alone)
+        except StorageUnavailable as exc:
+            # One for each, since each is told whose it is.
+            return [exc, *(copy(exc) for _ in commands[1:])]
+        if self.address.kind == 'sentinel' and any(isinstance(one, RedisError) for one in found):
+            # A master that refuses may be one no longer: the next call asks the Sentinels.
+            self.client.connection_pool.disconnect(inuse_connections=False)
+        return [
+            self.unavailable(one, changes, lost) if isinstance(one, RedisError) else one
+            for one in found
+        ]
 
-    def _answer(self, call: Call, found: Any, changes: bool) -> Any:
-        if isinstance(found, redis.exceptions.NoScriptError):
-            # A server that was restarted: asking alone teaches it the script.
+    def _exchange(
+        self, client: Any, commands: Sequence[Command], asking: bool = False
+    ) -> list[Any]:
+        """Send commands to one server in one round trip; return answers and refusals."""
+        closing = self._closing(commands)
+        if len(commands) == 1 and not closing and not asking:
+            # No pipeline, which costs as much as a call.
             try:
-                return self.run(call, changes=changes)
-            except StorageUnavailable as exc:
-                return exc
-        if isinstance(found, redis.exceptions.RedisError):
-            return StorageUnavailable(
-                f'Redis at {self.place} refused: {found}', outcome_unknown=changes
-            )
+                return [client.execute_command(*commands[0])]
+            except ResponseError as exc:
+                return [exc]
+        sent: list[Command] = [*commands, *closing]
+        if asking:
+            sent = [part for command in sent for part in (('ASKING',), command)]
+        pipeline: Any
+        with client.pipeline(transaction=False) as pipeline:
+            for command in sent:
+                pipeline.execute_command(*command)
+            found: list[Any] = pipeline.execute(raise_on_error=False)
+        if asking:
+            found = found[1::2]
+        if closing:
+            *found, written, confirmed = found
+            refusal = next((one for one in (written, confirmed) if isinstance(one, RedisError)), 0)
+            if refusal or confirmed < self.address.replicas:
+                wanted = f'wait_replicas = {self.address.replicas}'
+                missing = Unconfirmed(f'{wanted}: {refusal or confirmed}')
+                return [one if isinstance(one, RedisError) else missing for one in found]
         return found
 
-    def guarded(self, call: Callable[..., Any], *args: Any, changes: bool = False) -> Any:
+    def _closing(self, commands: Sequence[Command]) -> list[Command]:
+        """Return what makes replicas confirm everything up to here, if that is wanted.
+
+        They are waited for up to the connection's last write. Without one of its own, an
+        answer to a question could rest on what another connection wrote and no replica has.
+        """
+        if not self.address.replicas or commands[0][0] not in ('EVALSHA', 'EVAL'):
+            return []
+        base = re.match(r'.*?:\{\d+\}', key_of(commands[0]), re.DOTALL)
+        assert base is not None
+        return [
+            ('SET', f'{base[0]}:r', ''), ('WAIT', self.address.replicas, self.address.patience)
+        ]
+
+    def _guarded(
+        self,
+        call: Callable[[], list[Any]],
+        *,
+        changes: bool = False,
+        alone: bool = True,
+    ) -> tuple[list[Any], bool]:
         """Call Redis; repeat once, since a pooled connection may have been closed.
 
         Repeating a change is safe: a commit meets its own version, and a conditional
         write its own token.
 
+        Args:
+            alone: Whether it is one command, so that no other was carried out before an
+                error came.
+
+        Returns:
+            The answer, and whether the call may have been carried out before already.
+
         Raises:
             StorageUnavailable: No answer came, or it was a refusal.
         """
+        lost = False
         try:
             try:
-                with _gate:
-                    return call(*args)
-            except redis.exceptions.ConnectionError:
+                with gate:
+                    return call(), lost
+            except redis.exceptions.ConnectionError as exc:
+                lost = changes and not (alone and nothing_done(exc))
                 time.sleep(0.01)
-                with _gate:
-                    return call(*args)
-        except redis.exceptions.NoScriptError:
-            raise
-        except redis.exceptions.ResponseError as exc:
-            raise StorageUnavailable(
-                f'Redis at {self.place} refused: {exc}', outcome_unknown=changes
-            ) from exc
-        except DOWN as exc:
-            raise StorageUnavailable(
-                f'Redis at {self.place} did not answer: {exc}', outcome_unknown=changes
-            ) from exc
+                with gate:
+                    return call(), lost
+        except (*DOWN, ResponseError) as exc:
+            raise self.unavailable(exc, changes, lost or (changes and not alone)) from exc
 
-    def renew_pool(self) -> None:
-        """Take a new pool in a forked child.
+    def unavailable(
+        self, exc: RedisError, changes: bool = False, lost: bool = False
+    ) -> StorageUnavailable:
+        """Return the error that a failure of Redis stands for.
 
-        redis-py notices the fork too, but then waits for a lock of its pool, which a thread
-        of the parent may have held.
+        Args:
+            changes: Whether it failed to answer something that changes.
+            lost: Whether that may have been carried out all the same.
         """
-        old = self.client.connection_pool
-        self.client.connection_pool = type(old)(
-            connection_class=old.connection_class,
-            max_connections=old.max_connections,
-            **old.connection_kwargs,
+        if isinstance(exc, Unconfirmed):
+            how = 'did not confirm'
+        else:
+            how = 'refused' if isinstance(exc, ResponseError) else 'did not answer'
+        text = str(exc)
+        if isinstance(exc, MasterNotFoundError):
+            # redis-py tells all that it knows of each Sentinel, in some thousand letters.
+            text, silent, _ = text.partition(' : ')
+            text += ' (not every Sentinel answers)' if silent else ''
+        return StorageUnavailable(
+            f'Redis at {self.address.public} {how}: {text}',
+            outcome_unknown=lost or (changes and not nothing_done(exc)),
         )
 
 
-def _by_digest(call: Call) -> tuple[Any, ...]:
+def answers_of(found: list[Any]) -> list[Any]:
+    """Return answers if there is no error among them.
+
+    Raises:
+        StorageUnavailable: The first error.
+    """
+    for one in found:
+        if isinstance(one, StorageUnavailable):
+            raise one
+    return found
+
+
+def nothing_done(exc: RedisError) -> bool:
+    """Whether an error tells that the command it answers has changed nothing."""
+    if isinstance(exc, ResponseError):
+        return isinstance(exc, _REFUSALS) or str(exc).startswith(_REFUSAL_CODES)
+    # With Sentinel, redis-py makes a lost connection of the refusal of a deposed master.
+    return isinstance(exc, MasterNotFoundError) or isinstance(exc.__context__, ReadOnlyError)
+
+
+def forsake(client: redis.Redis) -> None:
+    """Let a client of the parent go without closing it, which would wait for its lock."""
+    sentinel = getattr(client.connection_pool, 'sentinel_manager', None)
+    for one in (client, *(sentinel.sentinels if sentinel else ())):
+        one.auto_close_connection_pool = False
+
+
+def key_of(command: Command) -> str:
+    """Return the key that says to which server of several a command goes."""
+    return str(command[3] if command[0] in ('EVALSHA', 'EVAL') else command[1])
+
+
+def with_text(command: Command) -> Command:
+    """Return a command that brings its script to a server that does not know it."""
+    _, digest, *rest = command
+    return ('EVAL', TEXTS[digest], *rest)
+
+
+def _by_digest(call: Call) -> Command:
     name, keys, args = call
     return ('EVALSHA', _SCRIPTS[name][1], len(keys), *keys, *args)
-
-
-#: This process's servers.
-servers: Shared[Server] = Shared(Server)
-
-
-def _renew_pools() -> None:
-    for server in servers:
-        server.renew_pool()
-
-
-os.register_at_fork(after_in_child=_renew_pools)

@@ -1,228 +1,167 @@
-"""The tables of the SQL storage, and every statement that it runs, built once.
-
-Building an expression takes SQLAlchemy several times as long as SQLite takes to run it.
-"""
+"""The tables of the SQL storage, and the numbered steps by which they came to be."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 
-from celery_triggers.storages.records import STATE_COLUMNS, Row
+__all__ = ['LATEST', 'Tables', 'steps_after']
 
-__all__ = ['Statements', 'Tables']
+#: MySQL's TEXT ends at 64 KB; where names differ by case alone they differ there too.
+_TEXT = sa.Text().with_variant(
+    mysql.LONGTEXT(charset='utf8mb4', collation='utf8mb4_bin'), 'mysql', 'mariadb'
+)
+_KEY = sa.String(32)
 
 
 class Tables:
     """The tables under one prefix."""
 
     def __init__(self, prefix: str):
+        self.prefix = prefix
         self.metadata = sa.MetaData()
-        key, text = sa.String(32), sa.Text
-        self.sessions = sa.Table(
-            f'{prefix}_sessions', self.metadata,
-            sa.Column('sid', key, primary_key=True),
-            sa.Column('uid', text, nullable=False),
+        self.sessions = self._table(
+            'sessions',
+            sa.Column('sid', _KEY, primary_key=True),
+            sa.Column('uid', _TEXT, nullable=False),
             sa.Column('version', sa.String(16), nullable=False),
             sa.Column('incarnation', sa.String(32), nullable=False),
-            sa.Column('head', text, nullable=False),
+            sa.Column('head', _TEXT, nullable=False),
         )
-        self.entries = sa.Table(
-            f'{prefix}_entries', self.metadata,
-            sa.Column('sid', key, primary_key=True),
-            sa.Column('eid', key, primary_key=True),
-            sa.Column('name', text, nullable=False),
-            sa.Column('value', text, nullable=False),
+        self.entries = self._table(
+            'entries',
+            sa.Column('sid', _KEY, primary_key=True),
+            sa.Column('eid', _KEY, primary_key=True),
+            sa.Column('name', _TEXT, nullable=False),
+            sa.Column('value', _TEXT, nullable=False),
         )
-        self.instances = sa.Table(
-            f'{prefix}_instances', self.metadata,
-            sa.Column('sid', key, primary_key=True),
-            sa.Column('iid', key, primary_key=True),
-            sa.Column('name', text, nullable=False),
+        self.instances = self._instances()
+        self.waiting = self._table(
+            'waiting',
+            sa.Column('sid', _KEY, primary_key=True),
+            sa.Column('tid', _KEY, primary_key=True),
+            sa.Column('iid', _KEY, primary_key=True),
+            sa.Column('trigger', _TEXT, nullable=False),
+        )
+        self.passing = self._table(
+            'passing',
+            sa.Column('sid', _KEY, primary_key=True),
+            sa.Column('eid', _KEY, primary_key=True),
+            sa.Column('value', _TEXT, nullable=False),
+            sa.Column('until', sa.BigInteger, nullable=False, index=True),
+        )
+        self.configurations = self._table(
+            'configurations',
+            sa.Column('digest', _KEY, primary_key=True),
+            sa.Column('text', _TEXT, nullable=False),
+        )
+        # An instance's due date, or the session's own under the hash of no name.
+        self.dues = self._table(
+            'dues',
+            sa.Column('sid', _KEY, primary_key=True),
+            sa.Column('iid', _KEY, primary_key=True),
+            sa.Column('uid', _TEXT, nullable=False),
+            sa.Column('name', _TEXT, nullable=False),
+            sa.Column('at', sa.BigInteger, nullable=False, index=True),
+        )
+        # Gates that wait, under the hash of the task id.
+        self.gates = self._table(
+            'gates',
+            sa.Column('gid', _KEY, primary_key=True),
+            sa.Column('sid', _KEY, nullable=False, index=True),
+            sa.Column('uid', _TEXT, nullable=False),
+            sa.Column('name', _TEXT, nullable=False),
+        )
+        self.sweeps = self._table(
+            'sweeps',
+            sa.Column('id', sa.Integer, primary_key=True, autoincrement=False),
+            sa.Column('taken_at', sa.BigInteger, nullable=False),
+            sa.Column('restless_until', sa.BigInteger, nullable=False),
+        )
+        # Firings that are part of applications' transactions.
+        self.inbox = self._table(
+            'inbox',
+            sa.Column('id', _KEY, primary_key=True),
+            sa.Column('sid', _KEY, nullable=False, index=True),
+            sa.Column('uid', _TEXT, nullable=False),
+            sa.Column('fired', sa.BigInteger, nullable=False),
+            sa.Column('at', sa.BigInteger, nullable=False, index=True),
+            sa.Column('body', _TEXT, nullable=False),
+        )
+        # One row: how many steps were taken, and a random name of this very place.
+        self.schema = self._table(
+            'schema',
+            sa.Column('id', sa.Integer, primary_key=True, autoincrement=False),
+            sa.Column('version', sa.Integer, nullable=False),
+            sa.Column('place', _KEY, nullable=False),
+        )
+        self.of_session = (
+            self.entries, self.instances, self.waiting, self.passing, self.dues, self.gates,
+        )
+
+    def _instances(self) -> sa.Table:
+        return self._table(
+            'instances',
+            sa.Column('sid', _KEY, primary_key=True),
+            sa.Column('iid', _KEY, primary_key=True),
+            sa.Column('name', _TEXT, nullable=False),
             sa.Column('rev', sa.Integer, nullable=False),
             sa.Column('status', sa.String(16), nullable=False),
             sa.Column('attempt', sa.Integer, nullable=False),
-            sa.Column('token', sa.String(64), nullable=False),
+            sa.Column('token', _TEXT, nullable=False),
             sa.Column('lease', sa.BigInteger, nullable=False),
             sa.Column('sends', sa.Integer, nullable=False),
             sa.Column('eta', sa.BigInteger, nullable=False),
             sa.Column('changed', sa.BigInteger, nullable=False),
             sa.Column('claimed', sa.BigInteger, nullable=False),
-            sa.Column('loss', sa.String(32), nullable=False),
+            sa.Column('loss', _TEXT, nullable=False),
             sa.Column('spared', sa.Integer, nullable=False),
-            sa.Column('task_id', text, nullable=False),
-            sa.Column('body', text, nullable=False),
+            sa.Column('task_id', _TEXT, nullable=False),
+            sa.Column('body', _TEXT, nullable=False),
         )
-        self.waiting = sa.Table(
-            f'{prefix}_waiting', self.metadata,
-            sa.Column('sid', key, primary_key=True),
-            sa.Column('tid', key, primary_key=True),
-            sa.Column('iid', key, primary_key=True),
-            sa.Column('trigger', text, nullable=False),
-        )
-        self.passing = sa.Table(
-            f'{prefix}_passing', self.metadata,
-            sa.Column('sid', key, primary_key=True),
-            sa.Column('eid', key, primary_key=True),
-            sa.Column('value', text, nullable=False),
-            sa.Column('until', sa.BigInteger, nullable=False, index=True),
-        )
-        self.configurations = sa.Table(
-            f'{prefix}_configurations', self.metadata,
-            sa.Column('digest', key, primary_key=True),
-            sa.Column('text', text, nullable=False),
-        )
-        # An instance's due date, or the session's own under the hash of no name.
-        self.dues = sa.Table(
-            f'{prefix}_dues', self.metadata,
-            sa.Column('sid', key, primary_key=True),
-            sa.Column('iid', key, primary_key=True),
-            sa.Column('uid', text, nullable=False),
-            sa.Column('name', text, nullable=False),
-            sa.Column('at', sa.BigInteger, nullable=False, index=True),
-        )
-        # Gates that wait, under the hash of the task id.
-        self.gates = sa.Table(
-            f'{prefix}_gates', self.metadata,
-            sa.Column('gid', key, primary_key=True),
-            sa.Column('sid', key, nullable=False, index=True),
-            sa.Column('uid', text, nullable=False),
-            sa.Column('name', text, nullable=False),
-        )
-        self.sweeps = sa.Table(
-            f'{prefix}_sweeps', self.metadata,
-            sa.Column('id', sa.Integer, primary_key=True),
-            sa.Column('taken_at', sa.BigInteger, nullable=False),
-            sa.Column('restless_until', sa.BigInteger, nullable=False),
-        )
-        self.of_session = (
-            self.sessions, self.entries, self.instances, self.waiting, self.passing, self.dues,
-            self.gates,
+
+    def _table(self, name: str, *columns: sa.Column[object]) -> sa.Table:
+        return sa.Table(
+            f'{self.prefix}_{name}', self.metadata, *columns,
+            mysql_engine='InnoDB', mysql_charset='utf8mb4', mysql_collate='utf8mb4_bin',
+            mariadb_engine='InnoDB', mariadb_charset='utf8mb4', mariadb_collate='utf8mb4_bin',
         )
 
 
-def _bound(name: str) -> Any:
-    return sa.bindparam(name)
+def _1_sessions(tables: Tables) -> Iterator[DDLElement]:
+    """Make everything that sessions are kept in."""
+    yield from _made(
+        tables.sessions, tables.entries, tables.instances, tables.waiting, tables.passing,
+        tables.configurations, tables.dues, tables.gates, tables.sweeps,
+    )
 
 
-def _among(column: Any) -> Any:
-    """Return the condition that a column is one of the parameter ``ids``."""
-    return column.in_(sa.bindparam('ids', expanding=True))
+def _2_inbox(tables: Tables) -> Iterator[DDLElement]:
+    """Make room for firings within transactions, and give the place a name."""
+    yield from _made(tables.inbox, tables.schema)
 
 
-class Statements:
-    """What is run on the tables. Parameters have the names of columns, or are said."""
+#: Each leads from the version before it to its own. One that was released never changes:
+#: where a table changes later, the step that made it goes on making the old one. Steps only
+#: add, so that processes of the version before can go on beside it.
+_STEPS: Sequence[Callable[[Tables], Iterator[DDLElement]]] = (_1_sessions, _2_inbox)
 
-    def __init__(self, tables: Tables):
-        self._build_reads(tables)
-        self._build_session(tables)
-        self._build_rows(tables)
-        self._build_rest(tables)
-        self._build_dues(tables)
+#: The version that the code beside this needs.
+LATEST = len(_STEPS)
 
-    def _build_reads(self, tables: Tables) -> None:
-        """Read a part (``ids``: hashes of names) or the whole of a session."""
-        sessions, entries, instances = tables.sessions, tables.entries, tables.instances
-        waiting, passing = tables.waiting, tables.passing
-        row = [instances.c[name] for name in Row._fields]
-        self.session = sa.select(sessions.c.version, sessions.c.head).where(
-            sessions.c.sid == _bound('sid')
-        )
-        self.all_entries = sa.select(entries.c.name, entries.c.value).where(
-            entries.c.sid == _bound('sid')
-        )
-        self.entries = self.all_entries.where(_among(entries.c.eid))
-        self.all_rows = sa.select(instances.c.name, *row).where(instances.c.sid == _bound('sid'))
-        self.rows = self.all_rows.where(_among(instances.c.iid))
-        self.all_waiting = (
-            sa.select(waiting.c.trigger, instances.c.name, *row)
-            .join(
-                instances, (instances.c.sid == waiting.c.sid) & (instances.c.iid == waiting.c.iid)
-            )
-            .where(waiting.c.sid == _bound('sid'))
-        )
-        self.waiting = self.all_waiting.where(_among(waiting.c.tid))
-        self.passing = sa.select(passing.c.value).where(
-            passing.c.sid == _bound('sid'),
-            passing.c.eid == _bound('eid'),
-            passing.c.until > _bound('now'),
-        )
-        self.configuration = sa.select(tables.configurations.c.text).where(
-            tables.configurations.c.digest == _bound('digest')
-        )
-        self.uids = sa.select(sessions.c.uid)
 
-    def _build_session(self, tables: Tables) -> None:
-        """Make a session, or move it from the version ``expected`` to the next."""
-        sessions = tables.sessions
-        self.insert_session = sa.insert(sessions)
-        self.update_session = (
-            sa.update(sessions)
-            .where(sessions.c.sid == _bound('of'), sessions.c.version == _bound('expected'))
-            .values({name: _bound(name) for name in ('version', 'incarnation', 'head')})
-        )
-        self.delete_session = [
-            sa.delete(table).where(table.c.sid == _bound('sid')) for table in tables.of_session
-        ]
+def steps_after(version: int, tables: Tables) -> Iterator[tuple[int, list[DDLElement]]]:
+    """Yield what leads from a version to the latest: ``(version afterwards, statements)``."""
+    for number, step in enumerate(_STEPS[version:], version + 1):
+        yield number, list(step(tables))
 
-    def _build_rows(self, tables: Tables) -> None:
-        """Write rows; an update only over the revision ``before``."""
-        instances, sessions = tables.instances, tables.sessions
-        here = instances.c.sid == _bound('in'), instances.c.iid == _bound('of')
-        self.insert_rows = sa.insert(instances)
-        self.update_rows = (
-            sa.update(instances)
-            .where(*here, instances.c.rev == _bound('before'))
-            .values({name: _bound(name) for name in Row._fields})
-        )
-        self.row_to_write = (
-            sa.select(*(instances.c[name] for name in Row._fields))
-            .join(sessions, sessions.c.sid == instances.c.sid)
-            .where(*here, sessions.c.incarnation == _bound('incarnation'))
-        )
-        self.update_state = (
-            sa.update(instances)
-            .where(*here)
-            .values({name: _bound(name) for name in STATE_COLUMNS})
-        )
 
-    def _build_rest(self, tables: Tables) -> None:
-        """Write entries, the index of waiting instances, and what else a commit holds."""
-        entries, waiting, passing = tables.entries, tables.waiting, tables.passing
-        self.delete_entries = sa.delete(entries).where(
-            entries.c.sid == _bound('sid'), _among(entries.c.eid)
-        )
-        self.insert_entries = sa.insert(entries)
-        self.delete_waits = sa.delete(waiting).where(
-            waiting.c.sid == _bound('in'),
-            waiting.c.tid == _bound('of_trigger'),
-            waiting.c.iid == _bound('of_instance'),
-        )
-        self.insert_waits = sa.insert(waiting)
-        self.delete_passing = sa.delete(passing).where(passing.c.until <= _bound('now'))
-        self.insert_passing = sa.insert(passing)
-        self.insert_configuration = sa.insert(tables.configurations)
-
-    def _build_dues(self, tables: Tables) -> None:
-        """Set, move and take due dates; find gates."""
-        dues, sweeps = tables.dues, tables.sweeps
-        here = dues.c.sid == _bound('in'), dues.c.iid == _bound('of')
-        self.move_due = sa.update(dues).where(*here).values(at=_bound('to'))
-        self.insert_due = sa.insert(dues)
-        self.delete_due = sa.delete(dues).where(*here)
-        self.all_dues = sa.select(dues.c.uid, dues.c.name, dues.c.at)
-        self.dues_until = (
-            sa.select(dues.c.sid, dues.c.iid, dues.c.uid, dues.c.name, dues.c.at)
-            .where(dues.c.at <= _bound('now'))
-            .order_by(dues.c.at)
-            .limit(_bound('most'))
-        )
-        self.next_due = sa.select(sa.func.min(dues.c.at))
-        gates = tables.gates
-        self.gates = sa.select(gates.c.gid, gates.c.uid, gates.c.name).where(_among(gates.c.gid))
-        self.insert_gate = sa.insert(gates)
-        self.delete_gates = sa.delete(gates).where(_among(gates.c.gid))
-        self.last_sweep = sa.select(sweeps.c.taken_at, sweeps.c.restless_until)
-        self.delete_sweep = sa.delete(sweeps)
-        self.insert_sweep = sa.insert(sweeps)
+def _made(*tables: sa.Table) -> Iterator[DDLElement]:
+    for table in tables:
+        # Where making tables is no part of a transaction, a step may be met half done.
+        yield CreateTable(table, if_not_exists=True)
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            yield CreateIndex(index, if_not_exists=True)

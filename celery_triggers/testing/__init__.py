@@ -1,4 +1,4 @@
-"""The test kit: run trigger tasks as functions, and look at what a session did."""
+"""The test kit: run tasks as functions, look at what a session did, test a storage of one's own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ if TYPE_CHECKING:
     )
     from celery_triggers.testing.kit import TriggersKit as TriggersKit
     from celery_triggers.testing.kit import context as context
+    from celery_triggers.testing.media import Medium as Medium
 
-_HOMES = {'TriggerManagerTestCaseMixin': 'cases', 'TriggersKit': 'kit', 'context': 'kit'}
+_HOMES = {
+    'Medium': 'media',
+    'TriggerManagerTestCaseMixin': 'cases',
+    'TriggersKit': 'kit',
+    'context': 'kit',
+}
 
-__all__ = ['TriggerManagerTestCaseMixin', 'TriggersKit', 'context']
+__all__ = ['Medium', 'TriggerManagerTestCaseMixin', 'TriggersKit', 'context']
 
 
 def __getattr__(name: str) -> Any:

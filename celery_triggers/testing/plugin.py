@@ -1,4 +1,7 @@
-"""The pytest plugin: the fixture ``triggers``. Imports nothing until it is used."""
+"""The pytest plugin. Imports nothing until it is used.
+
+The fixture ``triggers``, and how the conformance suite is told what storage to test.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from celery_triggers.testing.kit import TriggersKit
+    from celery_triggers.testing.media import Medium
 
 #: What the fixture sets while a test runs. The broker's URL keeps a forgotten
 #: ``apply_async`` from reaching a real one.
@@ -46,3 +50,28 @@ def triggers() -> Iterator[TriggersKit]:
         app.conf.changes.clear()
         app.conf.changes.update(before)
         app._pool, app.amqp._producer_pool = pools
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--triggers-storage``, which may be given several times."""
+    parser.getgroup('celery_triggers').addoption(
+        '--triggers-storage',
+        action='append',
+        default=[],
+        metavar='URL',
+        help='what celery_triggers.testing.conformance tests: a URL whose scheme is the '
+        "storage's registry key, or the key alone; {folder} stands for an empty folder",
+    )
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the hook ``pytest_triggers_media``."""
+    pluginmanager.add_hookspecs(Hooks)
+
+
+class Hooks:
+    """The hooks that a ``conftest.py`` may write."""
+
+    @staticmethod
+    def pytest_triggers_media() -> list[Medium]:  # type: ignore[empty-body]
+        """Return the media that the conformance suite tests."""

@@ -5,25 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import MEDIA, Medium, medium
+from celery_triggers.testing.media import Medium
+from tests.media import named
 
 
-def _open(key: str, folder: Path) -> Iterator[Medium]:
-    found = medium(key, folder)
+def _open(name: str, folder: Path) -> Iterator[Medium]:
+    found = named(name).open(folder)
     yield found
     found.clear()
-
-
-@pytest.fixture(params=MEDIA, name='medium')
-def _medium(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Medium]:
-    """Each storage in turn, empty."""
-    yield from _open(request.param, tmp_path)
-
-
-@pytest.fixture(params=['redis', 'sql'])
-def shared_medium(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Medium]:
-    """Each storage that several processes can share, empty."""
-    yield from _open(request.param, tmp_path)
 
 
 @pytest.fixture
@@ -33,8 +22,4 @@ def redis_medium(tmp_path: Path) -> Iterator[Medium]:
 
 @pytest.fixture
 def sql_medium(tmp_path: Path) -> Iterator[Medium]:
-    yield from _open('sql', tmp_path)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line('markers', 'big_race: eight processes, 4,000 firings; takes a while')
+    yield from _open('sql-sqlite', tmp_path)

@@ -8,22 +8,23 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from celery_triggers.forks import ForkGate, ForkLock
-from tests.support import Medium, medium, statuses
+from celery_triggers.testing.conformance.support import statuses
+from celery_triggers.testing.conformance.test_forks import in_child
+from celery_triggers.testing.media import Medium
+from tests.media import named
 
 EACH = {'t_each': {'andEvery': 'a', 'run': 'x'}}
 ROOT = Path(__file__).resolve().parents[2]
 
 DAEMON = """
 import os, sys, subprocess
-from tests.support import Medium
-medium = Medium('sql', sys.argv[1], 'fork')
+from celery_triggers.testing.media import Medium
+medium = Medium('sql', sys.argv[1], prefix='fork')
 manager = medium.manager({'t_each': {'andEvery': 'a', 'run': 'x'}})
 manager.fire('a')
 if os.fork():
@@ -39,15 +40,16 @@ print('done', flush=True)
 
 VISITOR = """
 import sys
-from tests.support import Medium
-Medium('sql', sys.argv[1], 'fork').manager({}, 'another').fire('a')
+from celery_triggers.testing.media import Medium
+Medium('sql', sys.argv[1], prefix='fork').manager({}, 'another').fire('a')
 """
 
 
 THREADS = """
 import os, sys, threading
-from tests.support import Medium, statuses
-medium = Medium(*sys.argv[1:])
+from celery_triggers.testing.conformance.support import statuses
+from celery_triggers.testing.media import Medium
+medium = Medium(sys.argv[1], sys.argv[2], prefix=sys.argv[3])
 manager = medium.manager({'t_each': {'andEvery': 'a', 'run': 'x'}})
 stop, fired = threading.Event(), []
 
@@ -98,40 +100,18 @@ def run(script: str, *arguments: str) -> str:
     return out
 
 
-def in_child(action: Callable[[], Any]) -> int:
-    """Run an action in a forked child; return its exit status."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-            os._exit(0)
-        except BaseException as exc:  # pytest's own must not go on in the child
-            print(repr(exc), file=sys.stderr)
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def test_a_daemon_that_forked_after_its_first_firing_loses_nothing(tmp_path: Path):
     url = f'sqlite:///{tmp_path}/triggers.db'
     assert run(DAEMON, url, VISITOR) == 'done\n'
-    assert len(statuses(Medium('sql', url, 'fork').manager(EACH))) == 21
+    assert len(statuses(Medium('sql', url, prefix='fork').manager(EACH))) == 21
 
 
-def test_a_manager_is_of_use_in_a_child_and_still_in_its_parent(shared_medium: Medium):
-    manager = shared_medium.manager(EACH)
-    manager.fire('a')
-    for number in range(3):
-        assert in_child(lambda: [manager.fire('a') for _ in range(3)]) == 0
-        manager.fire('a', {'n': number})
-    assert len(statuses(manager)) == 13
-
-
-@pytest.mark.parametrize('key', ['redis', 'sql'])
-def test_a_child_of_a_process_whose_threads_fire_can_fire(key: str, tmp_path: Path):
+@pytest.mark.parametrize('name', ['redis', 'sql-sqlite'])
+def test_a_child_of_a_process_whose_threads_fire_can_fire(name: str, tmp_path: Path):
     # Without coverage, whose own lock a child could inherit from one of the threads.
-    found = medium(key, tmp_path)
+    found = named(name).open(tmp_path)
     try:
-        done = run(THREADS, key, found.url, found.prefix)
+        done = run(THREADS, found.key, str(found.url), found.prefix)
     finally:
         found.clear()
     codes, here, all_ = done.split(';')
@@ -248,7 +228,7 @@ def test_many_processes_make_the_file_at_once(tmp_path: Path):
                 try:
                     os.close(go)
                     os.read(start, 1)
-                    Medium('sql', url, 'new').manager(EACH, f's:{number}').fire('a')
+                    Medium('sql', url, prefix='new').manager(EACH, f's:{number}').fire('a')
                     os._exit(0)
                 except BaseException as exc:
                     print(repr(exc), file=sys.stderr)
@@ -258,4 +238,4 @@ def test_many_processes_make_the_file_at_once(tmp_path: Path):
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         os.close(start)
         assert codes == [0] * 8
-        assert len(Medium('sql', url, 'new').uids()) == 8
+        assert len(Medium('sql', url, prefix='new').uids()) == 8

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
+from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import TriggerManager
-from tests.support import Medium, delivery, statuses
+from celery_triggers.testing.conformance.support import delivery, statuses
+from celery_triggers.testing.media import Medium
 
 EACH = {'t_each': {'andEvery': 'a', 'run': 'x'}}
 
@@ -110,12 +111,6 @@ def test_claiming_in_a_locked_sqlite_file(hasty: TriggerManager, lock: sqlite3.C
         run.claim()
     lock.execute('ROLLBACK')
     assert run.claim()
-
-
-@pytest.mark.parametrize('url', ['sqlite://', 'sqlite:///:memory:', 'postgresql://localhost/x'])
-def test_a_database_that_cannot_be_shared_or_is_not_supported_is_refused(url: str):
-    with pytest.raises(StorageNotConfigured):
-        Medium('sql', url).backend()
 
 
 def test_a_folder_that_does_not_exist_is_an_unavailable_storage(tmp_path: Path):

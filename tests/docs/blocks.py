@@ -34,6 +34,8 @@ from typing import Any
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
+from tests import servers
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -43,6 +45,9 @@ ROOT = Path(__file__).parents[2]
 
 #: What the pages call the Redis of their readers, and what the tests use for it.
 REDIS_OF_PAGES = 'redis://localhost:6379/0'
+
+#: The same for PostgreSQL; some name the driver.
+POSTGRESQL_OF_PAGES = '://localhost/shop'
 
 #: The key prefix of the pages that use it; each run has one of its own instead.
 PREFIX_OF_PAGES = 'shop-docs'
@@ -136,7 +141,12 @@ def _source(example: Example) -> str:
     if url is None:
         return source
     prefix = example.namespace[' prefix']
-    return source.replace(REDIS_OF_PAGES, url).replace(PREFIX_OF_PAGES, prefix)
+    database = servers.POSTGRESQL.partition(':')[2]
+    return (
+        source.replace(REDIS_OF_PAGES, url)
+        .replace(PREFIX_OF_PAGES, prefix)
+        .replace(POSTGRESQL_OF_PAGES, f':{database}')
+    )
 
 
 def run_python(example: Example) -> None:
@@ -249,11 +259,28 @@ def _check_pip(arguments: list[str]) -> None:
 
 
 def _check_python(command: str, arguments: list[str]) -> None:
-    if arguments[:1] == ['-m']:
+    if arguments[:2] == ['-m', 'pytest']:
+        _check_pytest(arguments[2:])
+    elif arguments[:1] == ['-m']:
         module = ROOT.joinpath(*arguments[1].split('.'))
         assert (module / '__main__.py').exists() or module.with_suffix('.py').exists(), arguments
     elif command == 'python':
         assert (ROOT / arguments[0]).exists(), f'there is no {arguments[0]}'
+
+
+def _check_pytest(arguments: list[str]) -> None:
+    known = pytest_help()
+    for argument in arguments:
+        if argument.startswith('-'):
+            assert re.search(rf'(?<![\w-]){re.escape(argument)}\b', known), argument
+        elif '://' not in argument:
+            path = ROOT.joinpath(*argument.split('.'))
+            assert path.exists() or path.with_suffix('.py').exists(), argument
+
+
+@cache
+def pytest_help() -> str:
+    return run_command('python -m pytest --noconftest --help')
 
 
 def _check_celery(arguments: list[str]) -> None:
@@ -266,7 +293,8 @@ def _check_celery(arguments: list[str]) -> None:
 
 @cache
 def celery_help() -> str:
-    return run_command('celery --help') + run_command('celery worker --help')
+    commands = ('--help', 'worker --help', '-A examples.hello triggers schema --help')
+    return ''.join(run_command(f'celery {command}') for command in commands)
 
 
 EVALUATORS = {
@@ -290,3 +318,8 @@ def imports_of(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             found.add(str(node.module))
     return found
+
+
+if __name__ == '__main__':
+    # A page alone in its process: <page> <url> <prefix>.
+    run_page(Path(sys.argv[1]), *sys.argv[2:])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import integration_app
 import kombu
 import pytest
 import redis
@@ -75,6 +76,16 @@ def worker(
     worker = start_worker(broker, '--pool', 'prefork', '--concurrency', '2')
     yield worker
     worker.stop()
+
+
+@pytest.fixture(autouse=True)
+def _own_journal(request: pytest.FixtureRequest) -> None:
+    """Hooks that run here note what they do in the journal of the test's worker.
+
+    Others may have been started since that one was.
+    """
+    if 'worker' in request.fixturenames:
+        integration_app.use_journal(request.getfixturevalue('worker').app)
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_a_worker_with_another_storage_says_so(redis_server, start_worker, tmp_p
     [
         ('memory://', 'keeps sessions in this process alone'),
         ('redi://localhost', "unknown storage backend in the setting triggers_storage, 'redi'"),
-        ('postgresql://a/b', 'SQLite alone'),
+        ('sqlite://', 'in memory is lost'),
     ],
 )
 def test_a_worker_with_a_storage_that_cannot_be_used_does_not_start(run_python, storage, words):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import pytest
 
 from celery_triggers.exceptions import InvalidConfiguration, InvalidFiring
-from tests.support import Medium, delivery, fired, medium, statuses
+from celery_triggers.testing.conformance.support import delivery, fired, statuses
+from celery_triggers.testing.media import Medium
 
 
 @pytest.fixture
 def memory() -> Medium:
-    return medium('memory', None)
+    return Medium('memory', prefix=secrets.token_hex(6))
 
 
 def test_what_only_an_abandoned_task_could_start_does_not_hold_the_finalization_up(memory: Medium):
@@ -59,7 +61,7 @@ def test_session_finalized_cannot_be_fired_through_another_manager(memory: Mediu
 def test_a_cycle_of_abandonments_is_refused_also_without_unless(configuration: Any):
     """A cancelled session abandons whatever is made: such a cycle would never end."""
     with pytest.raises(InvalidConfiguration, match='abandonments alone'):
-        medium('memory', None).manager(configuration)
+        Medium('memory').manager(configuration)
 
 
 def test_an_abandonment_by_hand_says_what_was_missing(memory: Medium):

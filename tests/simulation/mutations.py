@@ -18,8 +18,8 @@ from celery_triggers.engine.firing_step import FiringStep
 from celery_triggers.engine.instances import AGAIN, Instance
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import Status
+from celery_triggers.firings import Firings
 from celery_triggers.gates import GateEnd
-from celery_triggers.manager import TriggerManager
 from celery_triggers.overdue_instance import OverdueInstance
 from celery_triggers.storages.agenda import Agenda
 from celery_triggers.storages.document import Document
@@ -388,7 +388,7 @@ MUTATIONS = [
     ),
     Mutation(
         'no run behind what code fires',
-        [(TriggerManager, '_depth_in', _instead(lambda *_: 0))],
+        [(Firings, '_depth_in', _instead(lambda *_: 0))],
         ('3 stale run', '3 incarnation'), _focus(_STOPS, others=0.0),
     ),
     Mutation(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from celery_triggers import change, delivery, manager, own_tasks, publisher
+from celery_triggers import change, delivery, firings, own_tasks, publisher
 from celery_triggers.storages import base as storage_base
 from celery_triggers.storages import memory as memory_storage
 from tests.simulation.world import World
@@ -44,7 +44,7 @@ def patched(world: World) -> Iterator[None]:
         (change, 'time', fake_time),
         (change, 'random', _Random(world)),
         (change, 'secrets', _Secrets(world)),
-        (manager, 'secrets', _Secrets(world)),
+        (firings, 'secrets', _Secrets(world)),
         (change, 'new_task_id', lambda: world.serial('id-')),
         (storage_base, 'secrets', _Secrets(world)),
         (memory_storage, 'host_time', lambda: world.storage_time),

@@ -6,7 +6,7 @@ import pytest
 
 from celery_triggers.context import TaskContext
 from celery_triggers.exceptions import StorageUnavailable
-from tests.support import lose_answer
+from celery_triggers.testing.conformance.support import lose_answer
 from tests.unit.conftest import World
 from tests.unit.test_cascade_limit import run_of
 

@@ -245,7 +245,7 @@ def test_outcome_names_are_not_fired_by_hand(world: Any, outcome: str) -> None:
 
 
 @pytest.mark.parametrize(
-    'kwargs', [[], 'text', 7, {1: 2}, {'f': object()}, {'f': {1, 2}}], ids=repr
+    'kwargs', [[], 'text', 7, {1: 2}, {'f': object}, {'f': {1, 2}}], ids=repr
 )
 def test_kwargs_that_are_no_mapping_or_not_serializable_are_refused(
     world: Any, kwargs: Any

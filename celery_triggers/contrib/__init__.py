@@ -1,0 +1,1 @@
+"""Parts for frameworks. Each is imported by those alone who use that framework."""

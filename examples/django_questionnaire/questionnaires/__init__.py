@@ -1,0 +1,1 @@
+"""The application: pages, what they store, and the trigger tasks that follow."""
