@@ -6,7 +6,8 @@ A pytest plugin, loaded by the conftest of the project's folder.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,20 +15,33 @@ import pytest
 from celery_triggers.testing.media import Medium
 from tests import media
 
-SUITES = ('conformance', 'races', 'model', 'transactions')
+#: The last is what a storage alone has to show: its locks, plans, fail-overs, admin.
+SUITES = ('conformance', 'races', 'model', 'transactions', 'its own')
 _PROPERTY = 'storage by suite'
 
 
 def cell_of(item: pytest.Item) -> tuple[str, str] | None:
     """Return the medium and the suite that a test belongs to, if it is one of these."""
     callspec = getattr(item, 'callspec', None)
-    found = [v for v in callspec.params.values() if isinstance(v, Medium)] if callspec else []
-    if not found:
-        return None
-    for suite in ('model', 'transactions'):
-        if suite in item.path.parts:
-            return found[0].name, suite
-    return found[0].name, 'races' if item.path.name == 'test_races.py' else 'conformance'
+    medium = _medium_of(callspec.params) if callspec else ''
+    return (medium, _suite_of(item.path)) if medium else None
+
+
+def _medium_of(params: Mapping[str, Any]) -> str:
+    found = [value.name for value in params.values() if isinstance(value, Medium)]
+    # The tests of Django's storage go by the alias of a database.
+    return found[0] if found else f'django-{params["alias"]}' if 'alias' in params else ''
+
+
+def _suite_of(path: Path) -> str:
+    if path.name == 'test_races.py':
+        return 'races'
+    if path.name == 'test_transactions.py':
+        return 'transactions'
+    for suite in ('conformance', 'model', 'transactions'):
+        if suite in path.parts:
+            return suite
+    return SUITES[-1]
 
 
 class Table:

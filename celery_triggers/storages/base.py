@@ -56,9 +56,11 @@ def remember_configuration(configuration: Configuration) -> Configuration:
 
 
 def public_url(url: str) -> str:
-    """Return a URL, or several in one, without its user and password."""
-    without_user = re.sub(r'(?<=://)[^/]*@', '', url)
-    return re.sub(r'(?<=password=)[^&;]*', '***', without_user)
+    """Return a URL, or several with ``;`` between them, without what nobody may read."""
+    # Up to the last @: a password in which nothing is quoted may hold anything.
+    several = re.split(r';(?=[\w+]+://)', url)
+    without_user = ';'.join(re.sub(r'(?<=://)[^/].*@', '', one, flags=re.DOTALL) for one in several)
+    return re.sub(r'(?i)((?:pass|pwd|secret|token)\w*=)[^&;]*', r'\1***', without_user)
 
 
 class Shared(Generic[T]):

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from celery_triggers.engine.names import inbox_name
 from celery_triggers.settings import Settings
@@ -35,235 +34,19 @@ from celery_triggers.storages.records import (
     moment_of,
     restless_until,
 )
+from celery_triggers.storages.relational_database import (
+    Clash,
+    Database,
+    Found,
+    NamedRow,
+    Transaction,
+    Wanted,
+)
 
-__all__ = ['Clash', 'Database', 'Found', 'RelationalStorageBackend', 'Transaction', 'Wanted']
-
-T = TypeVar('T')
+__all__ = ['RelationalStorageBackend']
 
 #: How many sessions :meth:`RelationalStorageBackend.uids` reads at a time.
 UIDS_AT_ONCE = 1000
-
-
-class Clash(Exception):
-    """Somebody else has written meanwhile what a transaction was to write: nothing changed."""
-
-
-@dataclass(slots=True)
-class Wanted:
-    """What to read of a session, by the hashes of names; ``None``: all there is."""
-
-    sid: str
-    entries: Sequence[str] | None
-    instances: Sequence[str] | None
-    triggers: Sequence[str] | None
-    passing: str
-
-
-@dataclass(slots=True)
-class Found:
-    """What a database holds of that, all at one moment.
-
-    Attributes:
-        now: The database's wall clock, in milliseconds.
-        version, head: ``None`` where there is no such session.
-        waiting: ``(trigger, instance name, row)``.
-    """
-
-    now: int
-    version: str | None = None
-    head: str = ''
-    entries: list[tuple[str, str]] = field(default_factory=list)
-    waiting: list[tuple[str, str, Row]] = field(default_factory=list)
-    rows: list[tuple[str, Row]] = field(default_factory=list)
-    passing: str | None = None
-
-
-class NamedRow(NamedTuple):
-    """A row under its key."""
-
-    iid: str
-    name: str
-    row: Row
-
-
-class Transaction(ABC):
-    """What is done within one transaction of a database. Texts are as :func:`kept` has them."""
-
-    # ---------------------------------------------------------------- reading
-
-    @abstractmethod
-    def find(self, wanted: Wanted) -> Found:
-        """Read a slice."""
-
-    @abstractmethod
-    def configuration(self, digest: str) -> str | None:
-        """Return the text of a configuration."""
-
-    @abstractmethod
-    def uids(self, after: str, prefix: str, most: int) -> list[tuple[str, str]]:
-        """Return the next sessions by key: ``(sid, uid)``; the prefix may be ignored."""
-
-    @abstractmethod
-    def gates(self, gids: Sequence[str]) -> list[tuple[str, str, str]]:
-        """Return the gates of these keys: ``(gid, uid, instance name)``."""
-
-    @abstractmethod
-    def all_dues(self) -> list[tuple[str, str, int]]:
-        """Return every due date: ``(uid, name, at)``."""
-
-    # ------------------------------------------------------------- one session
-
-    @abstractmethod
-    def insert_session(self, sid: str, uid: str, commit: Commit) -> None:
-        """Make a session.
-
-        Raises:
-            Clash: There is one.
-        """
-
-    @abstractmethod
-    def update_session(self, sid: str, commit: Commit) -> bool:
-        """Move a session to the next version; tell whether the expected one was there."""
-
-    @abstractmethod
-    def delete_session(self, sid: str, version: str | None) -> bool:
-        """Remove a session's own row, if it has this version; tell whether it was there."""
-
-    @abstractmethod
-    def delete_rest(self, sid: str) -> None:
-        """Remove everything else of a session."""
-
-    @abstractmethod
-    def insert_rows(self, sid: str, rows: Sequence[NamedRow]) -> None:
-        """Make rows.
-
-        Raises:
-            Clash: There is one of them.
-        """
-
-    @abstractmethod
-    def update_rows(self, sid: str, rows: Sequence[NamedRow]) -> bool:
-        """Write rows over those that are one revision older; tell whether all were."""
-
-    @abstractmethod
-    def put_entries(self, sid: str, entries: Sequence[tuple[str, str, str]]) -> None:
-        """Set entries: ``(eid, name, value)``."""
-
-    @abstractmethod
-    def drop_entries(self, sid: str, eids: Sequence[str]) -> None:
-        """Remove entries."""
-
-    @abstractmethod
-    def put_waits(self, sid: str, waits: Sequence[tuple[str, str, str]]) -> None:
-        """Note who waits: ``(tid, iid, trigger)``."""
-
-    @abstractmethod
-    def drop_waits(self, sid: str, waits: Sequence[tuple[str, str]]) -> None:
-        """Note who waits no longer: ``(tid, iid)``."""
-
-    @abstractmethod
-    def put_passing(self, sid: str, eid: str, value: str, seconds: int) -> None:
-        """Keep what came of a change for so long from now."""
-
-    @abstractmethod
-    def put_configuration(self, digest: str, text: str) -> None:
-        """Store a configuration that may be there already."""
-
-    @abstractmethod
-    def put_dues(self, sid: str, uid: str, dues: Sequence[tuple[str, str, int]]) -> None:
-        """Set due dates: ``(iid, name, at)``."""
-
-    @abstractmethod
-    def drop_dues(self, sid: str, iids: Sequence[str]) -> None:
-        """Remove due dates."""
-
-    @abstractmethod
-    def put_gates(self, sid: str, uid: str, gates: Sequence[tuple[str, str]]) -> None:
-        """Note waiting gates: ``(gid, instance name)``."""
-
-    @abstractmethod
-    def drop_gates(self, gids: Sequence[str]) -> None:
-        """Note that gates wait no longer."""
-
-    @abstractmethod
-    def row_to_write(self, sid: str, iid: str, incarnation: str) -> tuple[int, Row] | None:
-        """Return the time and a row of this incarnation, which nobody else changes now."""
-
-    @abstractmethod
-    def has_row(self, sid: str, iid: str) -> bool:
-        """Tell whether there is such a row in any incarnation."""
-
-    @abstractmethod
-    def update_row(self, sid: str, iid: str, row: Row) -> None:
-        """Write a row that :meth:`row_to_write` returned; its body stays as it is."""
-
-    # ---------------------------------------------------- the place as a whole
-
-    @abstractmethod
-    def next_due(self) -> tuple[int, int | None]:
-        """Return the time and the earliest date of due dates and inbox."""
-
-    @abstractmethod
-    def last_sweep(self) -> tuple[int, int | None, int]:
-        """Return the time, when somebody last looked at due dates, until when to be restless."""
-
-    @abstractmethod
-    def note_sweep(self, now: int, restless: int) -> None:
-        """Remember that somebody looks at due dates now."""
-
-    @abstractmethod
-    def drop_passing(self, now: int) -> None:
-        """Remove what has been kept for long enough."""
-
-    @abstractmethod
-    def take_dues(self, now: int, most: int, to: int) -> list[tuple[str, str, int]]:
-        """Move due dates that have come; return them: ``(uid, name, at)``."""
-
-    @abstractmethod
-    def take_inbox(self, now: int, most: int, to: int) -> list[tuple[str, str, int]]:
-        """Move the dates of stored firings that have come; return ``(id, uid, at)``."""
-
-    # ------------------------------------------------------------------- inbox
-
-    @abstractmethod
-    def put_in_inbox(self, id_: str, sid: str, uid: str, body: str) -> int:
-        """Store a firing, due at once; return the time."""
-
-    @abstractmethod
-    def in_inbox(self, id_: str) -> tuple[int, str] | None:
-        """Return when a firing was stored, and its body."""
-
-    @abstractmethod
-    def inbox_of(self, sid: str) -> list[str]:
-        """Return the ids of a session's stored firings, as far as they are committed."""
-
-    @abstractmethod
-    def drop_from_inbox(self, ids: Sequence[str]) -> None:
-        """Remove stored firings."""
-
-
-class Database(ABC):
-    """A database with the tables of one prefix, as this process uses it."""
-
-    #: When this process last noted that it looked at due dates (seconds, monotonic).
-    noted_at: float | None = None
-
-    @abstractmethod
-    def run(self, body: Callable[[Any], T], *, write: bool) -> T:
-        """Call ``body(transaction)`` in a transaction of its own; it may be called again.
-
-        Args:
-            write: Whether it is committed. A deadlock or the like is not told to the caller:
-                the transaction is begun again.
-
-        Raises:
-            Clash: The body raised it; nothing changed.
-            StorageUnavailable: The database did not answer in time.
-        """
-
-    def has_noted(self, gap: int) -> bool:
-        """Tell whether this process noted its looking so lately that it need not write."""
-        return self.noted_at is not None and time.monotonic() - self.noted_at < gap / 4000
 
 
 class RelationalStorageBackend(StorageBackend):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -16,16 +14,22 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
+from celery_triggers.exceptions import StorageNotConfigured
 from celery_triggers.forks import ForkGate
 from celery_triggers.storages.base import Shared
-from celery_triggers.storages.relational import Clash, Database
+from celery_triggers.storages.relational_database import (
+    FORK_PATIENCE,
+    Attempt,
+    Clash,
+    Database,
+    Failure,
+)
 from celery_triggers.storages.sql_dialects import dialect_of
 from celery_triggers.storages.sql_schema import LATEST, Tables, steps_after
 from celery_triggers.storages.sql_statements import Statements
 from celery_triggers.storages.sql_transaction import SQLTransaction
 
-__all__ = ['MOST_PREFIX', 'SQLDatabase', 'databases', 'ddl']
+__all__ = ['MOST_PREFIX', 'SQLDatabase', 'databases', 'ddl', 'shown']
 
 T = TypeVar('T')
 
@@ -35,12 +39,6 @@ MOST_PREFIX = 40
 #: What names of tables cannot hold: PostgreSQL's no null, MariaDB's nothing beyond U+FFFF,
 #: and SQLAlchemy would take the last for a parameter.
 _NOT_IN_NAMES = re.compile('[\x00\ud800-\udfff\U00010000-\U0010ffff]|%\\(')
-
-#: How often a transaction is tried that others undo.
-MOST_TRIES = 8
-
-#: How many seconds a fork waits at most for the transactions of other threads.
-_FORK_PATIENCE = 5.0
 
 #: Options of the storage that are timeouts, and what the dialects call them.
 _TIMEOUTS = {'lock_timeout': 'lock', 'statement_timeout': 'statement'}
@@ -64,13 +62,14 @@ class SQLDatabase(Database):
 
     Attributes:
         place: The random name of this place, ``''`` as long as that is not known.
-        shown: Where it is, without what nobody may read.
     """
+
+    errors = (DBAPIError, PoolTimeoutError)
 
     def __init__(self, url: str, prefix: str, options: dict[str, Any]):
         _check_prefix(prefix)
         parsed = _parsed(url)
-        self.shown = repr(parsed.set(query={}))
+        self.shown = shown(parsed)
         self.dialect = dialect_of(parsed, **_timeouts(options))
         self.prefix = prefix
         self.tables = Tables(prefix)
@@ -83,7 +82,7 @@ class SQLDatabase(Database):
         # connection of its parent's believes that it holds locks which it does not, and
         # then processes write over each other (sqlite.org/howtocorrupt.html, 2.6). The others
         # must not be forked while SQLAlchemy holds a lock of its own.
-        self.gate = ForkGate(_FORK_PATIENCE, self._before_fork)
+        self.gate = ForkGate(FORK_PATIENCE, self._before_fork)
         self.engine = self._engine(self.dialect.url(parsed), options)
 
     def _engine(self, url: sa.URL, options: dict[str, Any]) -> sa.Engine:
@@ -122,34 +121,17 @@ class SQLDatabase(Database):
         return self._repeated(lambda c: body(SQLTransaction(c, self.statements)), write)
 
     def _repeated(self, body: Callable[[sa.Connection], T], write: bool) -> T:
-        """Run a transaction again that others undid, or whose connection had been closed.
+        return self.repeated(lambda attempt: self._once(body, write, attempt))
 
-        Repeating a change is safe: a commit meets its own version, and a conditional write
-        its own token.
-        """
-        tries, unknown = 0, False
-        while True:
-            tries += 1
-            progress: dict[str, bool] = {}
-            try:
-                return self._once(body, write, progress)
-            except Clash:
-                raise
-            except (DBAPIError, PoolTimeoutError) as exc:
-                again = isinstance(exc, DBAPIError) and self.dialect.can_repeat(exc)
-                unknown = unknown or ('committing' in progress and not again)
-                stale = isinstance(exc, DBAPIError) and exc.connection_invalidated
-                if tries >= (MOST_TRIES if again else 2 if stale else 1):
-                    reason = exc.orig if isinstance(exc, DBAPIError) else exc
-                    raise StorageUnavailable(
-                        f'the database at {self.shown} cannot be used: {reason}',
-                        outcome_unknown=unknown,
-                    ) from exc
-            time.sleep(random.uniform(0, 0.01 * 2 ** min(tries, 5)))
+    def judge(self, error: Any, attempt: Attempt) -> Failure:
+        if not isinstance(error, DBAPIError):
+            return Failure(error, undone=False, told=False, stale=False)
+        undone = self.dialect.can_repeat(error)
+        return Failure(
+            error.orig, undone=undone, told=undone, stale=error.connection_invalidated
+        )
 
-    def _once(
-        self, body: Callable[[sa.Connection], T], write: bool, progress: dict[str, bool]
-    ) -> T:
+    def _once(self, body: Callable[[sa.Connection], T], write: bool, attempt: Attempt) -> T:
         with self.gate, self.engine.connect() as connection:
             if not write and self.dialect.reads_alone:
                 connection.execution_options(isolation_level='AUTOCOMMIT')
@@ -158,12 +140,12 @@ class SQLDatabase(Database):
             try:
                 result = body(connection)
                 if write:
-                    progress['committing'] = True
+                    attempt.committing = True
                     connection.commit()
             except BaseException as exc:
                 # SQLAlchemy takes a transaction for ended whose commit failed; and what
                 # strikes from outside, a time limit say, may do so in the midst of an answer.
-                if progress or not isinstance(exc, (Clash, DBAPIError)):
+                if attempt.committing or not isinstance(exc, (Clash, DBAPIError)):
                     connection.invalidate()
                 raise
             return result
@@ -264,6 +246,11 @@ def _check_prefix(prefix: str) -> None:
             f'triggers_key_prefix is the beginning of the names of tables: it must have 1 to '
             f'{MOST_PREFIX} bytes, no characters beyond U+FFFF and no "%(", unlike {prefix!r}'
         )
+
+
+def shown(url: sa.URL) -> str:
+    """Return a URL without what nobody may read: some drivers take a password in its query."""
+    return repr(url.set(query={}))
 
 
 def _parsed(url: str) -> sa.URL:

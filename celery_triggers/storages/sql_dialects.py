@@ -17,11 +17,9 @@ from sqlalchemy.schema import CreateIndex, DDLElement
 
 from celery_triggers.exceptions import MissingExtra, StorageNotConfigured, StorageUnavailable
 from celery_triggers.storages.records import host_time
+from celery_triggers.storages.relational_database import LOCK_SECONDS, STATEMENT_SECONDS
 
 __all__ = ['Dialect', 'MySQL', 'PostgreSQL', 'SQLite', 'dialect_of']
-
-#: How long a statement may take in all, in seconds.
-STATEMENT_SECONDS = 30
 
 #: How long making a connection may take, in seconds.
 CONNECT_SECONDS = 5
@@ -42,7 +40,7 @@ class Dialect:
     """
 
     #: How long a statement waits for a lock, in seconds.
-    lock_seconds: ClassVar[float] = 10
+    lock_seconds: ClassVar[float] = LOCK_SECONDS
     #: The drivers that can be used, by their names in URLs, the usual one first.
     drivers: ClassVar[Sequence[str]]
     #: Whether a lone SELECT outside of a transaction saves round trips.

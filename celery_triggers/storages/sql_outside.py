@@ -17,7 +17,7 @@ from sqlalchemy import event
 
 from celery_triggers.exceptions import InvalidFiring
 from celery_triggers.forks import ForkLock
-from celery_triggers.storages.sql_database import SQLDatabase
+from celery_triggers.storages.sql_database import SQLDatabase, shown
 
 __all__ = ['check_place', 'connection_of', 'when_committed']
 
@@ -77,8 +77,8 @@ def check_place(
         found = connection.scalar(sa.select(schema.c.place))
     if found != place:
         raise InvalidFiring(
-            f'the connection leads to {connection.engine.url!r}, where the sessions are not: '
-            f'they are in the tables {database.prefix}_* at {database.engine.url!r}',
+            f'the connection leads to {shown(connection.engine.url)}, where the sessions are not: '
+            f'they are in the tables {database.prefix}_* at {database.shown}',
             uid=uid, trigger=trigger,
         )
     known.add(place)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from celery_triggers.storages.records import STATE_COLUMNS, Commit, Row
-from celery_triggers.storages.relational import Clash, Found, NamedRow, Transaction, Wanted
+from celery_triggers.storages.relational_database import (
+    Clash,
+    Found,
+    NamedRow,
+    Transaction,
+    Wanted,
+    columns_of,
+)
 from celery_triggers.storages.sql_statements import Statements
 
 __all__ = ['SQLTransaction']
-
-#: How many keys one statement lists at most; SQLite's limit is 32,766.
-MOST_KEYS = 5000
 
 
 class SQLTransaction(Transaction):
@@ -27,24 +31,10 @@ class SQLTransaction(Transaction):
 
     # ---------------------------------------------------------------- reading
 
-    def find(self, wanted: Wanted) -> Found:
-        lists = {'entries': wanted.entries, 'waiting': wanted.triggers, 'rows': wanted.instances}
-        chunks = list(_chunks(lists))
-        while True:
-            found = self._find(wanted, chunks[0])
-            others = [self._find(wanted, chunk) for chunk in chunks[1:]]
-            if all(other.version == found.version for other in others):
-                break
-            # Too much for one statement, and somebody has changed it in between.
-        for other in others:
-            found.entries += other.entries
-            found.waiting += other.waiting
-            found.rows += other.rows
-        return found
-
-    def _find(self, wanted: Wanted, lists: dict[str, Sequence[str] | None]) -> Found:
+    def find_at_once(self, wanted: Wanted) -> Found:
         parameters: dict[str, Any] = {'sid': wanted.sid}
         parts = []
+        lists = {'entries': wanted.entries, 'waiting': wanted.triggers, 'rows': wanted.instances}
         for name, keys in lists.items():
             if keys is None:
                 parts.append(f'all_{name}')
@@ -69,7 +59,7 @@ class SQLTransaction(Transaction):
     def gates(self, gids: Sequence[str]) -> list[tuple[str, str, str]]:
         return [
             (gid, uid, name)
-            for ids in _parted(gids)
+            for ids in self.parted(gids)
             for gid, uid, name in self._execute(self.statements.gates, {'ids': ids})
         ]
 
@@ -80,11 +70,11 @@ class SQLTransaction(Transaction):
 
     def insert_session(self, sid: str, uid: str, commit: Commit) -> None:
         self._insert(
-            self.statements.insert_session, {'sid': sid, 'uid': uid, **_of_session(commit)}
+            self.statements.insert_session, {'sid': sid, 'uid': uid, **columns_of(commit)}
         )
 
     def update_session(self, sid: str, commit: Commit) -> bool:
-        parameters = {'of': sid, 'expected': commit.expected, **_of_session(commit)}
+        parameters = {'of': sid, 'expected': commit.expected, **columns_of(commit)}
         return bool(self._execute(self.statements.update_session, parameters).rowcount)
 
     def delete_session(self, sid: str, version: str | None) -> bool:
@@ -119,7 +109,7 @@ class SQLTransaction(Transaction):
         )
 
     def drop_entries(self, sid: str, eids: Sequence[str]) -> None:
-        for ids in _parted(eids):
+        for ids in self.parted(eids):
             self._execute(self.statements.drop_entries, {'sid': sid, 'ids': ids})
 
     def put_waits(self, sid: str, waits: Sequence[tuple[str, str, str]]) -> None:
@@ -148,7 +138,7 @@ class SQLTransaction(Transaction):
         )
 
     def drop_dues(self, sid: str, iids: Sequence[str]) -> None:
-        for ids in _parted(iids):
+        for ids in self.parted(iids):
             self._execute(self.statements.drop_dues, {'in': sid, 'ids': ids})
 
     def put_gates(self, sid: str, uid: str, gates: Sequence[tuple[str, str]]) -> None:
@@ -158,7 +148,7 @@ class SQLTransaction(Transaction):
         )
 
     def drop_gates(self, gids: Sequence[str]) -> None:
-        for ids in _parted(gids):
+        for ids in self.parted(gids):
             self._execute(self.statements.drop_gates, {'ids': ids})
 
     def row_to_write(self, sid: str, iid: str, incarnation: str) -> tuple[int, Row] | None:
@@ -201,7 +191,7 @@ class SQLTransaction(Transaction):
 
     def take_inbox(self, now: int, most: int, to: int) -> list[tuple[str, str, int]]:
         found = self._execute(self.statements.inbox_until, {'now': now, 'most': most}).all()
-        for ids in _parted([id_ for id_, *_ in found]):
+        for ids in self.parted([id_ for id_, *_ in found]):
             self._execute(self.statements.move_inbox, {'ids': ids, 'to': to})
         return [(id_, uid, at) for id_, uid, at in found]
 
@@ -223,7 +213,7 @@ class SQLTransaction(Transaction):
         return list(self._execute(self.statements.inbox_of, {'sid': sid}).scalars())
 
     def drop_from_inbox(self, ids: Sequence[str]) -> None:
-        for some in _parted(ids):
+        for some in self.parted(ids):
             self._execute(self.statements.drop_from_inbox, {'ids': some})
 
     # ---------------------------------------------------------------- helpers
@@ -255,24 +245,3 @@ def _found(records: Iterable[Any]) -> Found:
         else:
             result.passing = second
     return result
-
-
-def _of_session(commit: Commit) -> dict[str, Any]:
-    return {
-        'version': commit.version, 'incarnation': commit.incarnation, 'head': commit.head,
-    }
-
-
-def _chunks(
-    lists: dict[str, Sequence[str] | None],
-) -> Iterator[dict[str, Sequence[str] | None]]:
-    """Yield lists of keys, no more than a statement can take of each."""
-    longest = max(len(keys or ()) for keys in lists.values())
-    yield {name: keys if keys is None else keys[:MOST_KEYS] for name, keys in lists.items()}
-    for start in range(MOST_KEYS, longest, MOST_KEYS):
-        yield {name: (keys or ())[start : start + MOST_KEYS] for name, keys in lists.items()}
-
-
-def _parted(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), MOST_KEYS):
-        yield keys[start : start + MOST_KEYS]

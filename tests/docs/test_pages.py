@@ -17,6 +17,7 @@ from celery.app import builtins  # noqa: F401  (registers Celery's own tasks, on
 
 import celery_triggers
 from celery_triggers.engine.transitions import BY_HAND, TRANSITIONS, Event, Status
+from celery_triggers.registry import storage_backends, task_runners, trigger_managers
 from celery_triggers.settings import DEFAULTS
 from celery_triggers.storages.memory import MemoryStorageBackend
 from celery_triggers.storages.sql_database import databases
@@ -33,6 +34,9 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     current, default = _state._tls.current_app, _state.default_app
     finalizers = set(_state._on_app_finalizers)
+    for registry in (storage_backends, task_runners, trigger_managers):
+        # What a page registers would take the place of another test's.
+        monkeypatch.setattr(registry, '_registry', dict(registry._registry))
     MemoryStorageBackend.clear()
     yield
     MemoryStorageBackend.clear()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from celery_triggers.engine.session import Plan
-from celery_triggers.storages.relational import Wanted
+from celery_triggers.storages.relational_database import Wanted
 from celery_triggers.testing.conformance.support import delivery
 from celery_triggers.testing.media import Medium
 from tests.sql.places import connected, database_of

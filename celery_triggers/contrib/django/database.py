@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +14,18 @@ from django.db import Error, connections, transaction
 
 from celery_triggers.contrib.django.models import MOST_PREFIX, Sweep
 from celery_triggers.contrib.django.transaction import DjangoTransaction
-from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable, TriggersError
+from celery_triggers.exceptions import StorageNotConfigured, TriggersError
 from celery_triggers.forks import ForkGate
 from celery_triggers.storages.base import Shared
-from celery_triggers.storages.relational import Database, key
+from celery_triggers.storages.relational import key
+from celery_triggers.storages.relational_database import (
+    FORK_PATIENCE,
+    LOCK_SECONDS,
+    STATEMENT_SECONDS,
+    Attempt,
+    Database,
+    Failure,
+)
 
 __all__ = ['DjangoDatabase', 'alias_of', 'databases']
 
@@ -26,20 +33,9 @@ T = TypeVar('T')
 
 SCHEME = 'django://'
 
-#: How often a transaction is tried that others undo.
-MOST_TRIES = 8
-
-#: How long a statement of ours waits for a lock in PostgreSQL, in seconds, and how long one
-#: may take in all.
-LOCK_SECONDS = 10
-STATEMENT_SECONDS = 30
-
 #: For how many seconds a thread of ours keeps a connection at least: nobody ends requests
 #: there, and with ``CONN_MAX_AGE = 0`` each statement would have one of its own.
 LEAST_AGE = 60
-
-#: How many seconds a fork waits at most for the transactions of other threads.
-_FORK_PATIENCE = 5.0
 
 #: What threads of this package are called.
 _OWN_THREADS = 'celery_triggers-'
@@ -56,6 +52,8 @@ class DjangoDatabase(Database):
     Args:
         options: ``triggers_storage_options``; there are none.
     """
+
+    errors = (Error,)
 
     def __init__(self, alias: str, prefix: str, options: Mapping[str, Any]):
         if alias not in list(connections):
@@ -74,13 +72,14 @@ class DjangoDatabase(Database):
                 f'storage django, not {len(prefix)}'
             )
         self.alias = alias
+        self.shown = repr(alias)
         self.prefix = prefix
         # SQLite's locks do not survive a fork, its notes of them do: a child with an open
         # connection of its parent's believes that it holds locks which it does not, and
         # then processes write over each other (sqlite.org/howtocorrupt.html, 2.6).
         self.gate: AbstractContextManager[None] = nullcontext()
         if self.connection.vendor == 'sqlite':
-            self.gate = ForkGate(_FORK_PATIENCE, self._before_fork)
+            self.gate = ForkGate(FORK_PATIENCE, self._before_fork)
         self._of_threads: WeakSet[Any] = WeakSet()
         # Of all aliases and threads; only newer Djangos have them.
         self._pools: dict[str, Any] = getattr(self.connection, '_connection_pools', {})
@@ -106,7 +105,7 @@ class DjangoDatabase(Database):
             return self._within(body, write)
         with self.gate:
             self._renew_in_own_thread()
-            return self._repeated(body, write)
+            return self.repeated(lambda attempt: self._once(body, write, attempt))
 
     def _within(self, body: Callable[[DjangoTransaction], T], write: bool) -> T:
         """Take part in the application's transaction, whose errors are the application's."""
@@ -118,37 +117,22 @@ class DjangoDatabase(Database):
                 raise self._not_migrated() from exc
             raise
 
-    def _repeated(self, body: Callable[[DjangoTransaction], T], write: bool) -> T:
-        """Run a transaction again that others undid, or whose connection had been closed.
-
-        Repeating a change is safe: a commit meets its own version, and a conditional write
-        its own token.
-        """
-        tries, unknown = 0, False
-        while True:
-            tries += 1
-            before = self.connection.connection
-            progress: dict[str, bool] = {}
-            try:
-                return self._once(body, write, progress)
-            except Error as exc:
-                if _lacks_tables(exc):
-                    raise self._not_migrated() from exc
-                again = _can_repeat(exc)
-                # SQLite tells of a commit that failed, and has not made it then.
-                told = again or self.connection.vendor == 'sqlite'
-                unknown = unknown or ('committing' in progress and not told)
-                stale = before is not None and self._lost(before)
-                if tries >= (MOST_TRIES if again else 2 if stale else 1):
-                    raise StorageUnavailable(
-                        f'the database {self.alias!r} cannot be used: {exc}',
-                        outcome_unknown=unknown,
-                    ) from exc
-            time.sleep(random.uniform(0, 0.01 * 2 ** min(tries, 5)))
+    def judge(self, error: Any, attempt: Attempt) -> Failure:
+        if _lacks_tables(error):
+            raise self._not_migrated() from error
+        undone = _can_repeat(error)
+        return Failure(
+            error,
+            undone=undone,
+            # SQLite tells of a commit that failed, and has not made it then.
+            told=undone or self.connection.vendor == 'sqlite',
+            stale=attempt.connection is not None and self._lost(attempt.connection),
+        )
 
     def _once(
-        self, body: Callable[[DjangoTransaction], T], write: bool, progress: dict[str, bool]
+        self, body: Callable[[DjangoTransaction], T], write: bool, attempt: Attempt
     ) -> T:
+        attempt.connection = self.connection.connection
         if not write:
             # What is read is read by one statement: BEGIN and COMMIT would be two more.
             return body(DjangoTransaction(self.alias, self.prefix))
@@ -160,7 +144,7 @@ class DjangoDatabase(Database):
         with transaction.atomic(self.alias):
             self._begin()
             result = body(DjangoTransaction(self.alias, self.prefix))
-            progress['committing'] = True
+            attempt.committing = True
         return result
 
     def _begin(self) -> None:
@@ -179,7 +163,7 @@ class DjangoDatabase(Database):
                     "SELECT set_config('lock_timeout', %s, true),"
                     " set_config('statement_timeout', %s, true),"
                     " set_config('idle_in_transaction_session_timeout', %s, true)",
-                    [f'{LOCK_SECONDS}s', f'{STATEMENT_SECONDS}s', f'{STATEMENT_SECONDS}s'],
+                    [f'{LOCK_SECONDS:.0f}s', *[f'{STATEMENT_SECONDS:.0f}s'] * 2],
                 )
         elif connection.vendor == 'sqlite':
             Sweep.objects.using(self.alias).filter(prefix='').update(taken_at=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from django.db import IntegrityError, connections
 from django.db.models import BigIntegerField, Exists, F, Model, QuerySet, Subquery, TextField, Value
@@ -24,14 +24,16 @@ from celery_triggers.contrib.django.models import (
     Waiting,
 )
 from celery_triggers.storages.records import STATE_COLUMNS, Commit, Row
-from celery_triggers.storages.relational import Clash, Found, NamedRow, Transaction, Wanted
+from celery_triggers.storages.relational_database import (
+    Clash,
+    Found,
+    NamedRow,
+    Transaction,
+    Wanted,
+    columns_of,
+)
 
 __all__ = ['DjangoTransaction', 'between']
-
-T = TypeVar('T')
-
-#: How many keys one statement lists at most.
-MOST_KEYS = 5000
 
 #: From how many rows on one statement writes them all.
 MANY_ROWS = 3
@@ -52,24 +54,16 @@ class DjangoTransaction(Transaction):
     def _features(self) -> Any:
         return connections[self.alias].features
 
+    @property
+    def most_keys(self) -> int:
+        limit = self._features.max_query_params
+        # Triggers are named twice in a read, and what fills up columns are parameters too.
+        most = super().most_keys
+        return most if limit is None else max(1, min(most, (limit - 200) // 4))
+
     # ---------------------------------------------------------------- reading
 
-    def find(self, wanted: Wanted) -> Found:
-        chunks = list(self._chunks(wanted))
-        while True:
-            found = self._find(chunks[0])
-            others = [self._find(chunk) for chunk in chunks[1:]]
-            if all(other.version == found.version for other in others):
-                break
-            # Too much for one statement, and somebody has changed it in between.
-        for other in others:
-            found.entries += other.entries
-            found.waiting += other.waiting
-            found.rows += other.rows
-        return found
-
-    def _find(self, wanted: Wanted) -> Found:
-        """Read by one statement, so that all is of one moment."""
+    def find_at_once(self, wanted: Wanted) -> Found:
         parts = [part.using(self.alias) for part in _parts(wanted)]
         result, named, waits = Found(0), dict[str, tuple[str, Row]](), list[tuple[str, str]]()
         for kind, first, second, *row in parts[0].union(*parts[1:], all=True):
@@ -88,19 +82,6 @@ class DjangoTransaction(Transaction):
         result.rows = list(named.values())
         result.waiting = [(trigger, *named[iid]) for trigger, iid in waits if iid in named]
         return result
-
-    def _chunks(self, wanted: Wanted) -> Iterator[Wanted]:
-        """Yield what to read by one statement each: a database takes so many parameters."""
-        limit = self._features.max_query_params
-        # The triggers are named twice, and what fills up columns are parameters too.
-        most = MOST_KEYS if limit is None else max(1, min(MOST_KEYS, (limit - 200) // 4))
-        lists = (wanted.entries, wanted.instances, wanted.triggers)
-        longest = max(len(keys or ()) for keys in lists)
-        for start in range(0, max(1, longest), most):
-            entries, instances, triggers = (
-                keys if keys is None else keys[start : start + most] for keys in lists
-            )
-            yield Wanted(wanted.sid, entries, instances, triggers, wanted.passing)
 
     def _now(self) -> int:
         connection = connections[self.alias]
@@ -121,7 +102,7 @@ class DjangoTransaction(Transaction):
     def gates(self, gids: Sequence[str]) -> list[tuple[str, str, str]]:
         return [
             gate
-            for some in _parted(gids)
+            for some in self.parted(gids)
             for gate in self._here(Gate).filter(gid__in=some).values_list('gid', 'uid', 'name')
         ]
 
@@ -132,13 +113,13 @@ class DjangoTransaction(Transaction):
 
     def insert_session(self, sid: str, uid: str, commit: Commit) -> None:
         session = Session(
-            sid=sid, prefix=self.prefix, start=uid[:START_OF_UID], uid=uid, **_of_session(commit)
+            sid=sid, prefix=self.prefix, start=uid[:START_OF_UID], uid=uid, **columns_of(commit)
         )
         self._insert([session])
 
     def update_session(self, sid: str, commit: Commit) -> bool:
         found = self._of(Session, sid).filter(version=commit.expected)
-        return bool(found.update(**_of_session(commit)))
+        return bool(found.update(**columns_of(commit)))
 
     def delete_session(self, sid: str, version: str | None) -> bool:
         found = self._of(Session, sid)
@@ -161,7 +142,7 @@ class DjangoTransaction(Transaction):
                 for iid, _, row in rows
             )
         before = {iid: row.rev - 1 for iid, _, row in rows}
-        for some in _parted(list(before)):
+        for some in self.parted(list(before)):
             found = instances.filter(iid__in=some).select_for_update().values_list('iid', 'rev')
             if dict(found) != {iid: before[iid] for iid in some}:
                 return False
@@ -175,7 +156,7 @@ class DjangoTransaction(Transaction):
         )
 
     def drop_entries(self, sid: str, eids: Sequence[str]) -> None:
-        for some in _parted(eids):
+        for some in self.parted(eids):
             self._of(Entry, sid).filter(eid__in=some).delete()
 
     def put_waits(self, sid: str, waits: Sequence[tuple[str, str, str]]) -> None:
@@ -193,7 +174,7 @@ class DjangoTransaction(Transaction):
             alike.setdefault(frozenset(tids), []).append(iid)
         for together, iids in alike.items():
             found = self._of(Waiting, sid).filter(tid__in=sorted(together))
-            for some in _parted(iids):
+            for some in self.parted(iids):
                 found.filter(iid__in=some).delete()
 
     def put_passing(self, sid: str, eid: str, value: str, seconds: int) -> None:
@@ -216,7 +197,7 @@ class DjangoTransaction(Transaction):
         )
 
     def drop_dues(self, sid: str, iids: Sequence[str]) -> None:
-        for some in _parted(iids):
+        for some in self.parted(iids):
             self._of(Due, sid).filter(iid__in=some).delete()
 
     def put_gates(self, sid: str, uid: str, gates: Sequence[tuple[str, str]]) -> None:
@@ -229,7 +210,7 @@ class DjangoTransaction(Transaction):
         )
 
     def drop_gates(self, gids: Sequence[str]) -> None:
-        for some in _parted(gids):
+        for some in self.parted(gids):
             self._here(Gate).filter(gid__in=some).delete()
 
     def row_to_write(self, sid: str, iid: str, incarnation: str) -> tuple[int, Row] | None:
@@ -291,11 +272,12 @@ class DjangoTransaction(Transaction):
 
     def _take(self, model: type[Model], now: int, most: int, to: int) -> list[Any]:
         skips = self._features.has_select_for_update_skip_locked
-        found = self._here(model).filter(at__lte=now).order_by('at').defer(
+        # What one transaction fired has ids in its order.
+        found = self._here(model).filter(at__lte=now).order_by('at', 'pk').defer(
             *(['body'] if model is Inbox else [])
         )
         taken = list(found.select_for_update(skip_locked=skips)[:most])
-        for some in _parted([one.pk for one in taken]):
+        for some in self.parted([one.pk for one in taken]):
             self._here(model).filter(pk__in=some).update(at=to)
         return taken
 
@@ -318,7 +300,7 @@ class DjangoTransaction(Transaction):
         return list(self._of(Inbox, sid).values_list('pk', flat=True))
 
     def drop_from_inbox(self, ids: Sequence[str]) -> None:
-        for some in _parted(ids):
+        for some in self.parted(ids):
             self._here(Inbox).filter(pk__in=some).delete()
 
     # ---------------------------------------------------------------- helpers
@@ -381,20 +363,8 @@ def _after(start: str) -> str:
     return start[:-1] + ('\ue000' if following == 0xD800 else chr(following))
 
 
-def _of_session(commit: Commit) -> dict[str, Any]:
-    return {
-        'version': commit.version, 'incarnation': commit.incarnation, 'head': commit.head,
-    }
-
-
 def _instances(sid: str, rows: Iterable[NamedRow]) -> list[Instance]:
     return [Instance(sid=sid, iid=iid, name=name, **row._asdict()) for iid, name, row in rows]
-
-
-def _parted(keys: Sequence[T]) -> Iterator[Sequence[T]]:
-    # SQLite's limit is 999 where it is old; there are a few parameters more.
-    for start in range(0, len(keys), 900):
-        yield keys[start : start + 900]
 
 
 # ------------------------------------------------------------------- one statement
