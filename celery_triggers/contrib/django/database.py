@@ -157,13 +157,14 @@ class DjangoDatabase(Database):
         """
         connection = self.connection
         if connection.vendor == 'postgresql':
+            limits = (LOCK_SECONDS, STATEMENT_SECONDS, STATEMENT_SECONDS)
             with connection.cursor() as cursor:
                 # A process that stops in the middle of a transaction must not hold up others.
                 cursor.execute(
                     "SELECT set_config('lock_timeout', %s, true),"
                     " set_config('statement_timeout', %s, true),"
                     " set_config('idle_in_transaction_session_timeout', %s, true)",
-                    [f'{LOCK_SECONDS:.0f}s', *[f'{STATEMENT_SECONDS:.0f}s'] * 2],
+                    [f'{seconds * 1000:.0f}ms' for seconds in limits],
                 )
         elif connection.vendor == 'sqlite':
             Sweep.objects.using(self.alias).filter(prefix='').update(taken_at=0)
