@@ -40,9 +40,9 @@ test: .venv/dev.stamp
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
-	$(BIN)/mypy celery_triggers examples/questionnaire
+	$(BIN)/mypy celery_triggers examples/questionnaire examples/workers.py
 	$(BIN)/lint-imports
-	$(BIN)/pyright --pythonpath $(BIN)/python examples/questionnaire
+	$(BIN)/pyright --pythonpath $(BIN)/python examples/questionnaire examples/workers.py
 
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -2,12 +2,13 @@
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 from secrets import token_urlsafe
 
-from examples.django_questionnaire.workers import WorkerDied, Workers
+from examples.workers import WorkerDied, Workers
+
+APP = 'examples.django_questionnaire'
 
 
 def main():
@@ -15,11 +16,10 @@ def main():
     folder = Path(options.folder).resolve()
     # Settings are read from the environment when they are first needed, here as in workers.
     os.environ['QUESTIONNAIRES_FOLDER'] = str(folder)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
     try:
         password = _prepare()
-        with Workers(options.workers, folder) as workers:
+        workers = Workers(APP, options.workers, folder, 'questionnaires')
+        with workers.running():
             _serve(options.port, workers, password)
     except KeyboardInterrupt:
         print()
@@ -41,10 +41,6 @@ def _options():
     )
     parser.add_argument('--workers', type=int, default=1, metavar='N', help='default: 1')
     return parser.parse_args()
-
-
-def _leave(number, _frame):
-    raise SystemExit(128 + number)
 
 
 def _prepare():

@@ -20,7 +20,7 @@ from examples.questionnaire.check import check_instances, check_rows, read_rows
 from examples.questionnaire.places import Places
 from examples.questionnaire.respondents import MADE_UP, read_respondents
 from examples.questionnaire.rows import create_tables
-from examples.questionnaire.workers import WorkerDied
+from examples.workers import WorkerDied
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

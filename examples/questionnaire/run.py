@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import redis
 
@@ -14,7 +15,7 @@ from examples.questionnaire.app import app
 from examples.questionnaire.places import Places
 from examples.questionnaire.respondents import Respondent, arrivals
 from examples.questionnaire.rows import count_rows
-from examples.questionnaire.workers import Workers
+from examples.workers import Workers
 
 __all__ = ['Counts', 'forget', 'reach_servers', 'run']
 
@@ -61,7 +62,11 @@ def run(places: Places, respondents: list[Respondent], workers: int, watch: Watc
     """Fire every event while the workers run, wait for their work, and count it."""
     counts = Counts()
     started = time.monotonic()
-    with Workers(places, workers).running() as running:
+    processes = Workers(
+        'examples.questionnaire.app', workers, Path(places.folder), places.name,
+        places.to_environ(),
+    )
+    with processes.running() as running:
         _fire(places, respondents, running, counts, watch)
         counts.seconds['firing'] = time.monotonic() - started
         _wait(places, respondents, running, counts, watch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import subprocess
 import sys
 import uuid
@@ -18,6 +17,7 @@ import pytest
 import redis
 from celery import _state
 
+from tests.processes import end
 from tests.servers import ACCEPTANCE_DB, redis_url
 from tests.waiting import eventually
 
@@ -74,12 +74,7 @@ class Example:
     def stop(self) -> None:
         """End exactly this worker, and leave nothing behind in Redis."""
         try:
-            if self.worker.poll() is None:
-                self.worker.terminate()
-                self.worker.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.worker.pid, signal.SIGKILL)
-            self.worker.wait(15)
+            end(self.worker)
         finally:
             # Results of a group that nobody waits for would speak when the process ends.
             for pending in getattr(self.app.backend, '_pending_results', ()):

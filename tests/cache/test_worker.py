@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import redis
 
 from celery_triggers.storages import CacheStorageBackend
 from celery_triggers.testing.conformance.support import eventually
+from tests.processes import end
 from tests.servers import BROKER_DB, CONFORMANCE_DB, redis_url
 
 #: The alias, and the timeout; the settings name redis, for 300 seconds.
@@ -49,12 +49,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         eventually(lambda: f'{name}@test ready.' in log.read_text(), 'the worker is ready')
         yield app
     finally:
-        worker.terminate()
-        try:
-            worker.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait(15)
+        end(worker)
         app.close()
         print(log.read_text()[-5000:])
         for database in (BROKER_DB, CONFORMANCE_DB):

@@ -215,27 +215,3 @@ print(set(inside), len(inside))
 def test_busy_threads_do_not_keep_a_fork_waiting():
     """Whoever comes while a fork waits has to wait too; else it would never be its turn."""
     assert run(BUSY) == '{0} 40\n'
-
-
-def test_many_processes_make_the_file_at_once(tmp_path: Path):
-    for round_ in range(4):
-        url = f'sqlite:///{tmp_path}/{round_}.db'
-        start, go = os.pipe()
-        pids = []
-        for number in range(8):
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    os.close(go)
-                    os.read(start, 1)
-                    Medium('sql', url, prefix='new').manager(EACH, f's:{number}').fire('a')
-                    os._exit(0)
-                except BaseException as exc:
-                    print(repr(exc), file=sys.stderr)
-                    os._exit(1)
-            pids.append(pid)
-        os.close(go)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-        os.close(start)
-        assert codes == [0] * 8
-        assert len(Medium('sql', url, prefix='new').uids()) == 8

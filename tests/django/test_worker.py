@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import redis
 
 from tests.django import databases
 from tests.django.conftest import prepared, project_app
+from tests.processes import end
 from tests.servers import BROKER_DB, redis_url
 from tests.waiting import eventually
 
@@ -94,20 +94,11 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
         eventually(lambda: ready in shop.log.read_text(), f'a worker: {shop.log.read_text()}')
         yield shop
     finally:
-        _end(worker)
+        end(worker)
         _clear(alias)
         with redis.Redis.from_url(redis_url(BROKER_DB)) as client:
             for key in client.scan_iter(f'*{shop.name}*'):
                 client.delete(key)
-
-
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    worker.terminate()
-    try:
-        worker.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait(20)
 
 
 def _clear(alias: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import uuid
@@ -18,6 +17,7 @@ import pytest
 import redis
 
 from tests import waiting
+from tests.processes import end
 from tests.servers import BROKER_DB, STORAGE_DB, nothing_may_be_missing, redis_url
 
 T = TypeVar('T')
@@ -110,12 +110,7 @@ class Worker:
             return
         self.stopped = True
         try:
-            if self.process.poll() is None:
-                self.process.terminate()
-                self.process.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(15)
+            end(self.process)
         finally:
             self.app.close()
             self._clean()

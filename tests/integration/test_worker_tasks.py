@@ -152,15 +152,19 @@ class TestManagers:
         uid = worker.uid('managers')
         worker.app.triggers.session(uid, manager='noting').fire('go')
         worker.settled(uid, count=2)
-        worker.wait_for(
-            lambda: any(line.startswith('fired t_second') for line in worker.lines(uid)), 'hooks'
-        )
-        fired = [line.split() for line in worker.lines(uid) if line.startswith('fired')]
-        ran = [line.split()[1] for line in worker.lines(uid) if line.startswith('link')]
-        assert [words[1:3] for words in fired] == [
-            ['go', 't_first#0'], ['t_first', 't_second#0'], ['t_second', '-'],
-        ]
-        assert [words[3] for words in fired] == [str(os.getpid()), *ran]
+
+        def hooks():
+            return [line.split()[1:] for line in worker.lines(uid) if line.startswith('fired')]
+
+        worker.wait_for(lambda: len(hooks()) == 3, 'hooks')
+        # A hook comes after the sending, so the worker's may be called before this process's.
+        fired = {trigger: (released, pid) for trigger, released, pid in hooks()}
+        first, second = [line.split()[1] for line in worker.lines(uid) if line.startswith('link')]
+        assert fired == {
+            'go': ('t_first#0', str(os.getpid())),
+            't_first': ('t_second#0', first),
+            't_second': ('-', second),
+        }
 
     def test_hooks_of_a_replay_and_of_a_skip_are_called_and_undo_nothing(self, worker):
         uid = worker.uid('failures')

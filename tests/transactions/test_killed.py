@@ -26,7 +26,9 @@ import sqlalchemy as sa
 
 from celery_triggers.firings import Firings
 from celery_triggers.storages.relational import RelationalStorageBackend
+from celery_triggers.testing.conformance.test_forks import in_child
 from tests import servers, waiting
+from tests.processes import end
 from tests.transactions import orders_app
 from tests.transactions.orders_app import Orders
 
@@ -73,7 +75,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     try:
         yield Shop(settings, app, orders, worker, log)
     finally:
-        _stop(worker)
+        end(worker)
         app.close()
         database = app.triggers.session('orders:0').storage._database
         database.tables.metadata.drop_all(database.engine)
@@ -81,15 +83,6 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
         orders.engine.dispose()
         with redis.Redis.from_url(settings['broker']) as client:
             client.delete(prefix, f'_kombu.binding.{prefix}')
-
-
-def _stop(worker: subprocess.Popen[bytes]) -> None:
-    worker.terminate()
-    try:
-        worker.wait(15)
-    except subprocess.TimeoutExpired:
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait(15)
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -147,18 +140,6 @@ def customer(shop: Shop, first: int, last: int, point: str) -> None:
         if number == fatal:
             POINTS[point](shop.app)
         order(shop, engine, number)
-
-
-def in_child(action: Callable[[], None]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-            os._exit(0)
-        except BaseException as exc:  # pytest's own must not go on in the child
-            print(repr(exc), file=sys.stderr)
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_what_is_committed_is_shipped_and_nothing_else(

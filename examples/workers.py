@@ -1,4 +1,4 @@
-"""The worker processes of a run: started by the command ``celery``, ended by their id."""
+"""The worker processes of an example: started by the command ``celery``, ended by their id."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from examples.questionnaire.places import Places
-
 __all__ = ['WorkerDied', 'Workers']
 
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[1]
 
 #: Seconds that a worker has to finish its task and leave, before it is killed.
 _PATIENCE = 15.0
@@ -26,16 +24,25 @@ class WorkerDied(Exception):
 
 
 class Workers:
-    """Worker processes of one run.
+    """Worker processes, for as long as :meth:`running` lasts.
 
     Args:
-        places: The run's places, which the workers find in their environment.
+        app: The module of their application.
         count: How many there are.
+        folder: Where their logs go.
+        host: What stands behind the @ of their names.
+        environ: What they find in their environment beside what stands in this one.
     """
 
-    def __init__(self, places: Places, count: int):
-        self._places = places
+    def __init__(
+        self, app: str, count: int, folder: Path, host: str,
+        environ: Mapping[str, str] | None = None,
+    ):
+        self._app = app
         self._count = count
+        self._folder = folder
+        self._host = host
+        self._environ = environ or {}
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @contextmanager
@@ -63,12 +70,12 @@ class Workers:
                 )
 
     def _log(self, number: int) -> Path:
-        return Path(self._places.folder, f'worker{number}.log')
+        return self._folder / f'worker{number}.log'
 
     def _start(self, number: int) -> subprocess.Popen[bytes]:
         command = [
-            sys.executable, '-m', 'celery', '-A', 'examples.questionnaire.app', 'worker',
-            '--hostname', f'worker{number}@{self._places.name}',
+            sys.executable, '-m', 'celery', '-A', self._app, 'worker',
+            '--hostname', f'worker{number}@{self._host}',
             # One process is one worker here: it runs its tasks itself.
             '--pool', 'solo', '--loglevel', 'WARNING',
             '--without-gossip', '--without-mingle', '--without-heartbeat',
@@ -77,7 +84,7 @@ class Workers:
         with self._log(number).open('wb') as log:
             return subprocess.Popen(
                 command,
-                env={**os.environ, **self._places.to_environ(), 'PYTHONPATH': path},
+                env={**os.environ, **self._environ, 'PYTHONPATH': path},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
