@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from io import StringIO
-from typing import Any
 
 import pytest
 
-from celery_triggers.testing.conformance.support import delivery
 from celery_triggers.testing.media import Medium
 from tests.django.conftest import TASKS
 
@@ -54,48 +52,6 @@ def test_postgresql_has_no_second_indexes_for_like(postgresql: str):
         names = [name for (name,) in cursor.fetchall()]
     assert len(names) == 23
     assert [name for name in names if name.endswith('_like')] == []
-
-
-def test_no_statement_scans_a_table(postgresql_medium: Medium):
-    """Of a firing, a claim, an outcome, a sweep, and of what deletes a session."""
-    from django.db import connections
-
-    connection = connections['postgresql']
-    manager = postgresql_medium.manager(TASKS)
-    for number in range(30):
-        postgresql_medium.manager(TASKS, f'order:{number + 2}').fire('a')
-    for _ in range(5):
-        manager.fire('item')
-    seen: list[tuple[str, Any]] = []
-
-    def note(execute: Any, sql: str, params: Any, *args: Any) -> Any:
-        if 'celery_triggers_' in sql:
-            seen.append((sql, params))
-        return execute(sql, params, *args)
-
-    with connection.execute_wrapper(note):
-        manager.fire('a', event_id='e')
-        manager.fire('b')
-        run = delivery(manager, 't_join#0')
-        run.claim()
-        run.finish(None)
-        for gap in (1, 60_000):
-            manager.storage.take_due(
-                postgresql_medium.url, manager.storage.settings, limit=100, push=1, gap=gap
-            )
-        manager.storage.delete()
-    scanned = []
-    with connection.cursor() as cursor:
-        # So that the planner takes an index wherever there is one that it can take.
-        cursor.execute('SET enable_seqscan = off')
-        for sql, params in seen:
-            cursor.execute(f'EXPLAIN {sql}', params)
-            plan = '\n'.join(line for (line,) in cursor.fetchall())
-            if 'Seq Scan' in plan:
-                scanned.append(f'{sql}\n{plan}')
-        cursor.execute('RESET enable_seqscan')
-    assert len(seen) > 20
-    assert scanned == []
 
 
 @pytest.mark.parametrize('prefix', [

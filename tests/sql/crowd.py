@@ -8,9 +8,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from celery_triggers.storages.sql_database import SQLDatabase
-from celery_triggers.storages.sql_schema import Tables
-
 __all__ = ['fill']
 
 #: How a database counts from 1 to {0}, in a column n.
@@ -24,19 +21,24 @@ _SERIES = {
 _BODY = '{"about": "as long as most bodies are", "kwargs": {"paid": {"amount": 99}}}'
 
 
-def fill(database: SQLDatabase, size: int) -> None:
-    """Make so many sessions, and let the planner know of them."""
-    name = 'mysql' if database.engine.dialect.name == 'mariadb' else database.engine.dialect.name
-    with database.engine.begin() as connection:
+def fill(engine: sa.Engine, tables: Any, size: int, prefix: str = '') -> None:
+    """Make so many sessions, and let the planner know of them.
+
+    Args:
+        tables: Has the tables as attributes, under the names that ``sql`` gives them.
+        prefix: What stands in the column ``prefix`` where tables are shared.
+    """
+    name = 'mysql' if engine.dialect.name == 'mariadb' else engine.dialect.name
+    with engine.begin() as connection:
         if name == 'sqlite':
             _teach(connection)
-        for table, count, each, values in _rows(database.tables, size):
+        for table, count, each, values in _rows(tables, size):
             if name == 'postgresql':
                 connection.execute(sa.text(f'ALTER TABLE "{table.name}" SET UNLOGGED'))
-            connection.execute(_insert(table, _SERIES[name], count, each, values))
+            connection.execute(_insert(table, _SERIES[name], count, each, values, prefix))
     analyse = {'postgresql': 'ANALYZE "{}"', 'mysql': 'ANALYZE TABLE `{}`'}.get(name)
-    with database.engine.begin() as connection:
-        for table, *_ in _rows(database.tables, size):
+    with engine.begin() as connection:
+        for table, *_ in _rows(tables, size):
             if analyse is not None:
                 connection.execute(sa.text(analyse.format(table.name)))
 
@@ -48,11 +50,17 @@ def _teach(connection: sa.Connection) -> None:
     driver.create_function('concat', -1, lambda *parts: ''.join(map(str, parts)))
 
 
-def _insert(table: sa.Table, series: str, count: int, each: int, values: Any) -> sa.Insert:
+def _insert(
+    table: sa.Table, series: str, count: int, each: int, values: Any, prefix: str
+) -> sa.Insert:
     column: Any = sa.column('n', sa.Integer)
     outer = sa.text(series.format(count)).columns(column).subquery('outside')
     inner = sa.text(series.format(each)).columns(column).subquery('inside')
     found = values(outer.c.n, inner.c.n)
+    if 'prefix' in table.c:
+        found['prefix'] = _text(prefix)
+    if 'start' in table.c:
+        found['start'] = found['uid']
     select = sa.select(*(sa.type_coerce(found[name], table.c[name].type) for name in found))
     return sa.insert(table).from_select(list(found), select.join_from(outer, inner, sa.true()))
 
@@ -61,7 +69,7 @@ def _text(text: str) -> Any:
     return sa.literal(text, literal_execute=True)
 
 
-def _rows(t: Tables, size: int) -> list[tuple[sa.Table, int, int, Any]]:
+def _rows(t: Any, size: int) -> list[tuple[sa.Table, int, int, Any]]:
     """Return for each table: how many sessions have rows, how many each, and what they hold."""
     later = sa.literal(int(time.time() * 1000) + 3_600_000, sa.BigInteger)
 

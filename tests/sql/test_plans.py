@@ -40,7 +40,7 @@ def crowd(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Med
     try:
         database = database_of(medium.manager(TASKS))
         database.known_place()
-        fill(database, SIZES[medium.name])
+        fill(database.engine, database.tables, SIZES[medium.name])
         yield medium
     finally:
         drop(medium)
