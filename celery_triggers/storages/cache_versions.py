@@ -306,7 +306,6 @@ class Versions:
         )
 
 
-
 def _is_stale(version: Version) -> bool:
     return time.time() - version.read_at > STALE
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from celery_triggers.manager import TriggerManager
 from celery_triggers.testing.conformance.support import delivery, statuses
-from celery_triggers.testing.conformance.test_slices import TASKS, fill, slices
+from celery_triggers.testing.conformance.test_slices import TASKS, cost_among, slices
 from celery_triggers.testing.media import Medium
 
 
@@ -134,11 +135,5 @@ def test_the_round_trips_to_redis_never_grow_with_the_session(
     costs = []
     for size in (2, 2000):
         manager = redis_medium.manager(TASKS, f'order:{size}', finalizing=finalizing)
-        manager.fire('a')
-        fill(manager, size)
-        with commands(manager) as sent:
-            manager.fire('nothing')
-            released = manager.fire('b').released
-        assert released == ['t_join#0']
-        costs.append(list(sent))
+        costs.append(cost_among(manager, size, partial(commands, manager)))
     assert costs[0] == costs[1]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from celery_triggers.manager import TriggerManager
 from celery_triggers.testing.conformance.support import delivery
-from celery_triggers.testing.conformance.test_slices import TASKS, fill
+from celery_triggers.testing.conformance.test_slices import TASKS, cost_among
 from celery_triggers.testing.media import Medium
 
 
@@ -145,13 +146,7 @@ def test_the_statements_never_grow_with_the_session(
     costs = []
     for size in (2, 800):
         manager = medium.manager(TASKS, f'order:{size}', finalizing=finalizing)
-        manager.fire('a')
-        fill(manager, size)
-        with statements(alias) as sent:
-            manager.fire('nothing')
-            released = manager.fire('b').released
-        assert released == ['t_join#0']
-        costs.append(list(sent))
+        costs.append(cost_among(manager, size, partial(statements, alias)))
     assert costs[0] == costs[1]
 
 

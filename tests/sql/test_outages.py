@@ -190,8 +190,11 @@ def eventually_fires(manager: TriggerManager, event_id: str | None) -> Any:
     return eventually(fire)
 
 
-def test_a_server_that_is_gone_before_the_commit_begins(manager: TriggerManager, proxy: Proxy):
-    proxy.break_()
+@pytest.mark.parametrize('ends', [Proxy.break_, Proxy.freeze], ids=['gone', 'silent'])
+def test_a_server_that_ends_before_the_commit_begins(
+    manager: TriggerManager, proxy: Proxy, ends: Callable[[Proxy], None]
+):
+    ends(proxy)
     with pytest.raises(StorageUnavailable) as caught:
         manager.fire('a', event_id='e')
     assert not caught.value.outcome_unknown
@@ -211,15 +214,6 @@ def test_a_server_that_never_answers(server: Medium):
             manager.fire('a', event_id='e')
     assert not caught.value.outcome_unknown
     assert caught.value.event_id == 'e'
-
-
-def test_a_server_that_stops_answering(manager: TriggerManager, proxy: Proxy):
-    proxy.freeze()
-    with pytest.raises(StorageUnavailable) as caught:
-        manager.fire('a', event_id='e')
-    assert not caught.value.outcome_unknown
-    proxy.mend()
-    assert not manager.fire('a', event_id='e').duplicate
 
 
 def test_a_server_that_stops_answering_at_the_commit(manager: TriggerManager, proxy: Proxy):

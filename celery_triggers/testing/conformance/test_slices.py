@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 
@@ -13,6 +14,8 @@ from celery_triggers.manager import TriggerManager
 from celery_triggers.storages.records import Slice
 from celery_triggers.testing.conformance.support import statuses
 from celery_triggers.testing.media import Medium
+
+T = TypeVar('T')
 
 TASKS: dict[str, Any] = {
     't_join': {'after': ['a', 'b'], 'run': 'x'},
@@ -50,17 +53,26 @@ def fill(manager: TriggerManager, size: int) -> None:
     assert len(statuses(manager)) == size + 1
 
 
+def cost_among(
+    manager: TriggerManager, size: int, counting: Callable[[], AbstractContextManager[T]]
+) -> T:
+    """Return what is counted of two firings while so many instances wait for something else."""
+    manager.fire('a')
+    fill(manager, size)
+    with counting() as cost:
+        manager.fire('nothing')
+        released = manager.fire('b').released
+    assert released == ['t_join#0']
+    return cost
+
+
 @pytest.mark.parametrize('finalizing', [False, True])
 def test_a_slice_never_grows_with_the_session(medium: Medium, finalizing: bool):
     """Instances that wait for something else cost a firing nothing."""
     costs = []
     for size in (2, 200):
         manager = medium.manager(TASKS, f'order:{size}', finalizing=finalizing)
-        manager.fire('a')
-        fill(manager, size)
-        with slices(manager) as found:
-            manager.fire('nothing')
-            assert manager.fire('b').released == ['t_join#0']
+        found = cost_among(manager, size, partial(slices, manager))
         rows = sum(len(part.rows) for part in found)
         entries = sum(len(part.entries) for part in found)
         costs.append((rows, entries, len(found)))
