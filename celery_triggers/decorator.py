@@ -86,14 +86,8 @@ def declare(app: Any, spoken: Spoken, target: Any) -> tuple[Any, Declaration]:
     Raises:
         TypeError: It is none of these, or a task that has its options already.
     """
-    kind = type(target)
-    if issubclass(kind, (Proxy, Task)):
-        if spoken.options:
-            raise TypeError(f'{sorted(spoken.options)}: the task has its options already')
-        name = target.__name__ if issubclass(kind, Proxy) else target.name
-        return target, spoken.declaration(
-            f't_{name.rpartition(".")[2]}', target, lambda: target
-        )
+    if issubclass(type(target), (Proxy, Task)):
+        return target, _declare_task(spoken, target)
     if inspect.isclass(target):
         promise = _promise_of_class(app, target, spoken.options)
         name = target.__name__
@@ -106,13 +100,34 @@ def declare(app: Any, spoken: Spoken, target: Any) -> tuple[Any, Declaration]:
     return task, spoken.declaration(f't_{target.__name__}', task, lambda: task)
 
 
-def declare_shared(spoken: Spoken, function: Callable[..., Any]) -> tuple[Any, Declaration]:
-    """As :func:`declare`, with a task that every application has."""
+def declare_shared(spoken: Spoken, target: Any) -> tuple[Any, Declaration]:
+    """As :func:`declare`, with a task that every application has.
+
+    Raises:
+        TypeError: It is no function, or a shared task that has its options already.
+    """
+    if issubclass(type(target), (Proxy, Task)):
+        return target, _declare_task(spoken, target)
+    if inspect.isclass(target) or not callable(target):
+        raise TypeError(f'@shared_trigger_task decorates functions, not {target!r}')
     options = dict(spoken.options)
-    adapter = _context_adapter(function, bind=options.pop('bind', False))
+    adapter = _context_adapter(target, bind=options.pop('bind', False))
     make: Any = shared_task
-    task = make(bind=True, takes_context=True, base=TriggerTask, **options)(adapter)
-    return task, spoken.declaration(f't_{function.__name__}', task, lambda: task)
+    shared = make(bind=True, takes_context=True, base=TriggerTask, **options)(adapter)
+    # Celery's own would have to make an application to tell its name.
+    task = Proxy(shared._get_current_object, name=target.__name__)
+    return task, spoken.declaration(f't_{target.__name__}', task, lambda: task)
+
+
+def _declare_task(spoken: Spoken, task: Any) -> Declaration:
+    """Return the declaration for what is a task already, as with stacked decorators."""
+    if spoken.options:
+        raise TypeError(f'{sorted(spoken.options)}: the task has its options already')
+    name = spoken.trigger_name
+    if name is None:
+        called: str = task.__name__ if issubclass(type(task), Proxy) else task.name
+        name = f't_{called.rpartition(".")[2]}'
+    return spoken.declaration(name, task, lambda: task)
 
 
 def _check_signature(function: Callable[..., Any], arguments: tuple[str, ...]) -> None:

@@ -94,6 +94,48 @@ class TestTheThreeLines:
         """)
         assert 'it works' in run_python(script)
 
+    def test_shared_trigger_tasks_can_be_stacked(self, run_python):
+        """Without an application being made, and without two tasks of one name."""
+        script = textwrap.dedent("""
+            import warnings
+            import celery
+            from celery import Celery, _state
+            from celery_triggers import shared_trigger_task
+
+            warnings.simplefilter('error', celery.exceptions.DuplicateTaskNameWarning)
+
+            @shared_trigger_task(after=['lost'], trigger_name='t_lost')
+            @shared_trigger_task(after=['late'])
+            def sorry(context):
+                return context.instance_name
+
+            assert sorry.__name__ == 'sorry'
+            assert _state.default_app is None
+            for wrong in (int, 42):
+                try:
+                    shared_trigger_task(after=['a'])(wrong)
+                except TypeError as exc:
+                    assert 'decorates functions' in str(exc)
+                else:
+                    raise AssertionError(wrong)
+            try:
+                shared_trigger_task(after=['a'], max_retries=1)(sorry)
+            except TypeError as exc:
+                assert 'max_retries' in str(exc)
+            else:
+                raise AssertionError('options')
+
+            app = Celery('app', broker='memory://', task_cls='celery_triggers:TriggerTask')
+            app.conf.update(task_always_eager=True, triggers_storage='memory://stacked')
+            app.triggers.fire('order:1', 'lost')
+            app.triggers.fire('order:1', 'late')
+            found = app.triggers.session('order:1').storage
+            assert found['t_lost#0'].result == 't_lost#0', found.debug_repr()
+            assert found['t_sorry#0'].result == 't_sorry#0', found.debug_repr()
+            print('it works')
+        """)
+        assert 'it works' in run_python(script)
+
     @pytest.mark.parametrize('how', [
         "include=['shop_tasks']",
         "config_source={'imports': ['shop_tasks']}",
