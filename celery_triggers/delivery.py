@@ -7,11 +7,12 @@ foreign messages are ignored and logged: they change nothing and raise nothing.
 from __future__ import annotations
 
 import logging
+import os
 import time
 import traceback as tracebacks
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kombu.exceptions import EncodeError
@@ -19,7 +20,13 @@ from kombu.exceptions import EncodeError
 from celery_triggers.change import Change, Outcome
 from celery_triggers.controller import Controller
 from celery_triggers.engine import plans
-from celery_triggers.engine.instances import FAIL, HANDED_OVER, HANDED_TO_GATE, Instance
+from celery_triggers.engine.instances import (
+    CLAIMED_BY,
+    FAIL,
+    HANDED_OVER,
+    HANDED_TO_GATE,
+    Instance,
+)
 from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step, cascade_kwargs
 from celery_triggers.engine.transitions import Status
@@ -85,6 +92,9 @@ class Delivery:
         header: The message's header, see :meth:`Controller.header`.
         token: This delivery's own, ``''`` for a task that makes no claim.
         loss: What becomes of the instance if the worker is lost that runs it.
+        process: The id of the process that claims. Celery may give a request to a second child
+            if the first one has died before its parent knew that it had begun; both would have
+            the same token.
         inherits: The claim of the task whose place this one takes, which it makes its own.
         claimed: Whether it is known to have claimed. What reports on it otherwise, such as
             the worker's parent, may also act on an instance that nobody has claimed.
@@ -99,6 +109,7 @@ class Delivery:
     header: Mapping[str, Any]
     token: str = ''
     loss: str = FAIL
+    process: int = field(default_factory=os.getpid)
     inherits: str = ''
     claimed: bool = False
     patience: float = 0.0
@@ -132,7 +143,7 @@ class Delivery:
     def claim(self) -> bool:
         """Take the right to run the attempt; tell whether this delivery has it.
 
-        Repeating one's own claim is harmless.
+        Repeating one's own claim is harmless, in the same process.
 
         Raises:
             StorageUnavailable: The storage did not answer.
@@ -140,12 +151,14 @@ class Delivery:
         while True:
             before = uptime()
             granted, row = self.manager.storage.write(self._claim_write())
-            if granted or row is None or not self._is_early(row):
+            if granted or row is None or not self._is(row, Status.SCHEDULED):
                 break
             if not self._wait_for(row):
                 return False
         self._claimed_at = before
         self.claimed = granted
+        if not granted and row is not None and self._is(row, Status.RUNNING, token=self.token):
+            self._end_lease()
         if row is None:
             storage = self.manager.storage
             logger.warning(
@@ -162,25 +175,38 @@ class Delivery:
         return granted
 
     def _claim_write(self) -> Write:
-        tokens = [self.token, self.inherits] if self.inherits else [self.token]
+        loss = f'{self.loss}{CLAIMED_BY}{self.process}'
+        inherited = [self._if(Status.RUNNING, token=self.inherits)] if self.inherits else []
         return self._write(
             [
                 self._if(Status.SCHEDULED, eta=StorageTime()),
-                *(self._if(Status.RUNNING, token=token) for token in tokens),
+                self._if(Status.RUNNING, token=self.token, loss=loss),
+                *inherited,
             ],
             {
                 'status': Status.RUNNING.value,
                 'token': self.token,
                 'lease': StorageTime(self._lease),
                 'claimed': StorageTime(),
-                'loss': self.loss,
+                'loss': loss,
                 'spared': 0,
             },
             StorageTime(self._lease),
         )
 
-    def _is_early(self, row: Row) -> bool:
-        expected = self._if(Status.SCHEDULED)
+    def _end_lease(self) -> None:
+        """Let the sweep see at once to what a process of the same worker had claimed.
+
+        That process is gone, or Celery would not have given its request to this one.
+        """
+        running = self._if(Status.RUNNING, token=self.token)
+        self.manager.storage.write(
+            self._write([running], {'lease': StorageTime(), 'spared': 1}, StorageTime())
+        )
+
+    def _is(self, row: Row, status: Status, **columns: Any) -> bool:
+        """Tell whether a row would pass the guard of the same arguments."""
+        expected = self._if(status, **columns)
         return all(getattr(row, column) == value for column, value in expected.items())
 
     def _wait_for(self, row: Row) -> bool:

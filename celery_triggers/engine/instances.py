@@ -25,6 +25,10 @@ HANDED_OVER = 'handed over:'
 HANDED_TO_GATE = 'at a gate:'
 
 
+#: Stands between that and the process that has claimed it.
+CLAIMED_BY = '@'
+
+
 #: The ``loss`` of a gate that has ended without having run, until whoever waits for its
 #: result has been told.
 ENDING = 'ending'
@@ -54,7 +58,8 @@ class Instance:
         claimed: When it was claimed, which is no commit; 0 if it does not run.
         loss: What becomes of it if its worker is lost, set by the claim: one of
             :data:`AGAIN`, :data:`FAIL` and ``replay:<most replays>``, perhaps after
-            :data:`HANDED_OVER` or :data:`HANDED_TO_GATE`. Of a gate that has ended: :data:`ENDING`.
+            :data:`HANDED_OVER` or :data:`HANDED_TO_GATE`, and before :data:`CLAIMED_BY` and the
+            id of the process that has claimed it. Of a gate that has ended: :data:`ENDING`.
         spared: 1 if its lease was extended, after a time in which nobody could have
             renewed it, and its worker has not been heard of since.
         received: ``{leaf key: kwargs}``, as fired.
@@ -112,7 +117,8 @@ class Instance:
     @property
     def policy(self) -> str:
         """What becomes of it if its worker is lost."""
-        return self.loss.removeprefix(HANDED_OVER).removeprefix(HANDED_TO_GATE)
+        said = self.loss.partition(CLAIMED_BY)[0]
+        return said.removeprefix(HANDED_OVER).removeprefix(HANDED_TO_GATE)
 
     @property
     def is_handed_over(self) -> bool:

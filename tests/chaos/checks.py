@@ -87,11 +87,16 @@ def overlaps(runs: Iterable[Run]) -> list[str]:
 
 def double_starts(arena: Arena, runs: Iterable[Run]) -> list[str]:
     """Code that does not acknowledge late starts at most once for an attempt."""
-    starts = Counter(
-        (run.uid, run.instance, run.attempt) for run in runs
-        if not task_of(arena, run.uid, run.instance).acks_late
-    )
-    return [f'{key} started {count} times' for key, count in starts.items() if count > 1]
+    starts = defaultdict(list)
+    for run in runs:
+        if not task_of(arena, run.uid, run.instance).acks_late:
+            starts[run.uid, run.instance, run.attempt].append(run)
+    received = arena.journal.read('received')
+    return [
+        f'{key} started {len(found)} times: {found}, received as '
+        f'{[message for message in received if message["uid"] == key[0]]}'
+        for key, found in starts.items() if len(found) > 1
+    ]
 
 
 def task_of(arena: Arena, uid: str, instance: str) -> Any:

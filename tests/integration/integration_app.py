@@ -305,6 +305,14 @@ def _declare_leases(app: Any) -> None:
     def dies_late(context: Any) -> Any:
         return die_once(context)
 
+    @workflow.trigger_task(after=['die unnoticed'])
+    def unnoticed_dies(context: Any) -> Any:
+        return die_once(context)
+
+    @workflow.trigger_task(after=['die unnoticed late'], acks_late=True)
+    def unnoticed_dies_late(context: Any) -> Any:
+        return die_once(context)
+
     @workflow.trigger_task(after=['die and come back'], replay_lost=True)
     def dies_and_comes_back(context: Any) -> Any:
         return die_once(context)

@@ -93,6 +93,20 @@ def test_a_lost_child_is_seen_to_at_once(prefork, trigger):
     assert second.result == {'depth': 1}
 
 
+@pytest.mark.parametrize('trigger', ['die unnoticed', 'die unnoticed late'])
+def test_a_request_that_celery_gives_to_a_second_child(prefork, trigger):
+    """Celery does so if it looks for it before it reads that the first one had begun."""
+    uid = prefork.fire('leases', trigger)
+    (instance,) = prefork.settled(uid).values()
+    if trigger == 'die unnoticed':
+        assert prefork.lines(uid) == ['dies'], 'the code of an early task starts once'
+        assert str(instance.status) == 'failed'
+        assert instance.metadata['reason'] == 'worker lost'
+    else:
+        assert prefork.lines(uid) == ['dies', 'lives']
+        assert (str(instance.status), len(instance.record.lost)) == ('finished', 1)
+
+
 @pytest.mark.parametrize(('trigger', 'runs'), [('die always', 3), ('die always late', 3)])
 def test_what_kills_each_worker_fails_in_the_end(prefork, trigger, runs):
     uid = prefork.fire('leases', trigger)

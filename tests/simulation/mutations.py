@@ -383,6 +383,11 @@ MUTATIONS = [
         ('3 incarnation', '3 attempt'), _focus({'message late': 0.3}, _DOUBLES),
     ),
     Mutation(
+        'claims are of the whole worker',
+        [(Delivery, '_claim_write', _after(_without('loss')))],
+        ('6 early',), _focus({'kill process': 0.02, 'begun unnoticed': 0.5}, others=0.0),
+    ),
+    Mutation(
         'no incarnation in reports', [(Delivery, '_mine', _instead(_anybodys))],
         ('3 incarnation',), _focus(_STOPS, others=0.0),
     ),

@@ -56,6 +56,7 @@ FAULTS = {
     'message revoked': 0.05,
     'message expired': 0.05,
     'result backend down': 0.08,
+    'begun unnoticed': 0.3,
 }
 
 CALLER_FAULTS = ('kill process', 'stop process', 'jump ahead', 'jump back')

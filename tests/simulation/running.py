@@ -51,6 +51,7 @@ class Run:
     def run(self) -> None:
         """Claim, run the code, store the result, report the outcome."""
         delivery = self.worker.delivery(self.held, claimed=True)
+        delivery.process = self.process.name
         if self.task.claims and not self._may_run(delivery):
             return
         execution = self.ledger.start(self.header, self.held.token, self.task)

@@ -272,9 +272,14 @@ class Worker:
         world = self.world
         held = child.held
         self.children.remove(child)
-        self.children.append(Child(self, f"{child.process.name}'"))
+        following = Child(self, f"{child.process.name}'")
+        self.children.append(following)
         world.wake(self.consumer)
         if held is None or held not in self.held:
+            return
+        if held.task.claims and world.strikes('begun unnoticed'):
+            # Its parent has not read yet that it had begun, and gives the request away.
+            following.give(held)
             return
         world.note(f'the loss of {child.process} is noticed')
         held.lost = True

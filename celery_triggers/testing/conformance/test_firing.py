@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from kombu.exceptions import ContentDisallowed
 
+from celery_triggers.engine.session import Plan
 from celery_triggers.exceptions import (
     EventConflict,
     InvalidConfiguration,
@@ -20,6 +21,7 @@ from celery_triggers.exceptions import (
     UnknownInstance,
 )
 from celery_triggers.manager import TriggerManager
+from celery_triggers.overdue import Sweep
 from celery_triggers.storages.records import Request
 from celery_triggers.testing.conformance.support import (
     application_of,
@@ -93,6 +95,24 @@ def test_a_claim_is_exclusive_and_repeating_ones_own_is_harmless(medium: Medium)
     assert record.token == 'mine'
     assert record.lease - record.claimed == 60_000
     assert mine.fail('mine', {'type': 'E', 'message': 'm'})
+
+
+@pytest.mark.parametrize('loss', ['fail', 'again'])
+def test_a_claim_is_of_one_process(medium: Medium, loss: str):
+    """Celery may give a request, with its token, to a second child of the same worker."""
+    manager = medium.manager(PAIR)
+    manager.fire('a')
+    dead, second = delivery(manager, 't_one#0', 'token'), delivery(manager, 't_one#0', 'token')
+    dead.loss = second.loss = loss
+    second.process = dead.process + 1
+    assert dead.claim()
+    assert not second.claim()
+    # Nobody waits for the lease of a process that is gone.
+    record = manager.storage['t_one#0'].record
+    assert record.token == 'token'
+    assert record.lease <= manager.storage.read(Plan()).now
+    Sweep(application_of(manager), medium.storage_class, medium.url).run()
+    assert statuses(manager)['t_one#0'] == ('scheduled' if loss == 'again' else 'failed')
 
 
 def test_a_claim_made_while_an_outcome_is_decided_is_not_lost(medium: Medium):
