@@ -29,8 +29,14 @@ logger = logging.getLogger(__name__)
 #: Of a session, in seconds.
 DEFAULT_TIMEOUT = 3600
 
+#: Ten years. Memcached takes a timeout for a date, and not for a later one than 2106.
+MOST_TIMEOUT = 315_360_000
+
 #: The other caches of which it was said that they are down.
 _unavailable: set[str | None] = set()
+
+#: The caches of whose timeout it was said that it is short.
+_warned: set[str] = set()
 
 #: Stands for a timeout that is not given, since ``None`` is one.
 _NOT_GIVEN = cast('float | None', object())
@@ -82,6 +88,7 @@ class CacheStorageBackend(DocumentStorageBackend):
                 'and local'
             )
         self._timeout = _checked(options.get('timeout', DEFAULT_TIMEOUT))
+        self._warn_of_timeout(alias)
         self._cache = CacheServer(alias, local=bool(options.get('local')))
         self._versions = Versions(self._cache, self.settings.key_prefix)
         place = place if key == self.key and place else str(self.default_url)
@@ -89,6 +96,19 @@ class CacheStorageBackend(DocumentStorageBackend):
             self.url = place
         else:
             self.url = self.elsewhere = _url(alias)
+
+    def _warn_of_timeout(self, alias: str) -> None:
+        """Warn, once, of a session that goes before its first lost message is sent again."""
+        again = self.settings.redeliver_after
+        if self._timeout == FOR_GOOD or int(self._timeout) > 2 * again or alias in _warned:
+            return
+        _warned.add(alias)
+        logger.warning(
+            'sessions in the cache %r go %s seconds after their last change, and a message '
+            'that the broker has lost is sent again after %g: let timeout be several times '
+            'as long as triggers_redeliver_after, and longer than anything waits', alias,
+            self._timeout, again,
+        )
 
     # ------------------------------------------------------------- documents
 
@@ -129,6 +149,10 @@ class CacheStorageBackend(DocumentStorageBackend):
                     logger.warning('sessions that are there are not swept: %s', exc)
                     _unavailable.add(other.url)
                 continue
+            except Exception:
+                # What was taken from the own cache must be handed out all the same.
+                logger.exception('sessions in %s are not swept', other.url)
+                continue
             _unavailable.discard(other.url)
             taken.entries += [due._replace(place=other.url) for due in found.entries]
             taken.more = taken.more or found.more
@@ -160,6 +184,8 @@ def _parsed(url: str) -> tuple[str, dict[str, Any]]:
     """Return the alias and the options in a URL."""
     alias, _, query = url.partition('://')[2].partition('?')
     options: dict[str, Any] = dict(parse_qsl(query))
+    if str(options.get('local', '')).lower() in ('0', 'false', 'no'):
+        options['local'] = False
     if 'timeout' in options:
         text = options['timeout']
         options['timeout'] = None if text.lower() == FOR_GOOD else _number(text)
@@ -181,9 +207,14 @@ def _checked(timeout: Any) -> str:
     """
     if timeout is None:
         return FOR_GOOD
-    if isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout >= 1:
+    if (
+        isinstance(timeout, (int, float))
+        and not isinstance(timeout, bool)
+        and 1 <= timeout <= MOST_TIMEOUT
+    ):
         # Caches count in whole seconds.
         return str(math.ceil(timeout))
     raise StorageNotConfigured(
-        f'the timeout of the storage cache must be seconds, at least 1, or None, not {timeout!r}'
+        f'the timeout of the storage cache must be seconds, from 1 to {MOST_TIMEOUT}, or None, '
+        f'not {timeout!r}'
     )

@@ -14,14 +14,20 @@ from celery_triggers.forks import ForkGate
 
 try:
     from django.core.cache import InvalidCacheBackendError, caches
+    from django.core.cache.backends.base import DEFAULT_TIMEOUT, InvalidCacheKey
     from django.core.cache.backends.db import DatabaseCache
     from django.core.cache.backends.dummy import DummyCache
     from django.core.cache.backends.filebased import FileBasedCache
     from django.core.cache.backends.locmem import LocMemCache
-    from django.core.cache.backends.memcached import BaseMemcachedCache, PyMemcacheCache
+    from django.core.cache.backends.memcached import (
+        BaseMemcachedCache,
+        PyLibMCCache,
+        PyMemcacheCache,
+    )
     from django.core.cache.backends.redis import RedisCache
     from django.core.exceptions import ImproperlyConfigured
-    from django.db import connections, router
+    from django.db import OperationalError, connections, router
+    from django.utils import timezone
     from django.utils.module_loading import import_string
 except ImportError as exc:
     raise MissingExtra('the storage backend cache (Django)', 'django') from exc
@@ -31,12 +37,11 @@ __all__ = ['CacheServer', 'aliases']
 T = TypeVar('T')
 
 #: The fewest entries that a database cache must be allowed to hold; it drops what is beyond.
-LEAST_ENTRIES = 10_000
+#: Each change leaves one for an hour.
+LEAST_ENTRIES = 100_000
 
 #: Whose exceptions mean that a cache did not answer. Others, a time limit's say, go through.
-_CLIENTS = frozenset(
-    {'django', 'redis', 'valkey', 'glide', 'pymemcache', 'pylibmc', 'bmemcached'}
-)
+_CLIENTS = frozenset({'django', 'redis', 'valkey', 'glide', 'pymemcache', 'bmemcached'})
 
 #: A fork waits a little for the calls of other threads, which may hold locks of a client.
 _gate = ForkGate(patience=1.0)
@@ -165,11 +170,21 @@ class CacheServer:
             kind: Any = import_string(class_name)
             self._check(kind, class_name, location)
             options = params.get('OPTIONS') or {}
+            if issubclass(kind, DatabaseCache):
+                kind = _exact(kind)
             connection = kind(location, {**params, 'OPTIONS': _fitting(kind, options)})
-        except (ImportError, InvalidCacheBackendError) as exc:
+            connection.validate_key(connection.make_key('key'))
+        except (ImportError, InvalidCacheBackendError, InvalidCacheKey) as exc:
             raise StorageNotConfigured(
                 f'the cache {self.alias!r} cannot be used: {exc}'
             ) from exc
+        if isinstance(connection, DatabaseCache):
+            model = connection.cache_model_class
+            if router.db_for_read(model) != router.db_for_write(model):
+                self._refuse(
+                    class_name, 'is read from another database than it is written to, which may '
+                    'lag; let DATABASE_ROUTERS name one for django_cache',
+                )
         if isinstance(connection, DatabaseCache) and connection._max_entries < LEAST_ENTRIES:
             self._refuse(
                 class_name,
@@ -187,6 +202,12 @@ class CacheServer:
                 class_name,
                 "keeps everything in one process's memory, where workers would not find it; "
                 "tests in one process may set triggers_storage_options = {'local': True}",
+            )
+        if issubclass(kind, PyLibMCCache):
+            self._refuse(
+                class_name,
+                'answers as if there were nothing when its server does not answer in time, and '
+                'sessions would be taken for deleted; use PyMemcacheCache',
             )
         if issubclass(kind, FileBasedCache):
             self._refuse(
@@ -220,7 +241,49 @@ def _fitting(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
         return {'connect_timeout': 2.0, 'timeout': 5.0, **options, **loud}
     if issubclass(kind, RedisCache):
         return {'socket_connect_timeout': 2.0, 'socket_timeout': 5.0, **options}
+    if any(class_.__module__.startswith('django_redis.') for class_ in kind.__mro__):
+        return {'SOCKET_CONNECT_TIMEOUT': 2.0, 'SOCKET_TIMEOUT': 5.0, **options,
+                'IGNORE_EXCEPTIONS': False}
+    if issubclass(kind, LocMemCache):
+        # 300 otherwise, of which a third goes when there are more.
+        return {'MAX_ENTRIES': 10**7, **options}
     return dict(options)
+
+
+def _exact(kind: Any) -> Any:
+    """Return a database cache that says what it could not do, and removes nothing unseen."""
+
+    class ExactDatabaseCache(kind):  # type: ignore[misc]
+        def _base_delete_many(self, keys: Sequence[str]) -> None:
+            """Leave what has expired when it was read: others may have begun it anew since."""
+
+        def add(self, key: str, value: Any, *args: Any, **kwargs: Any) -> bool:
+            """Add a key; what has expired is removed first.
+
+            Two processes that find it expired would both replace it, and both be told that
+            they have added it.
+            """
+            self._delete_expired(self.make_and_validate_key(key, kwargs.get('version')))
+            return bool(super().add(key, value, *args, **kwargs))
+
+        def set(
+            self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: Any = None
+        ) -> None:
+            if not self._base_set('set', self.make_and_validate_key(key, version), value, timeout):
+                raise OperationalError(f'the table {self._table} cannot be written to')
+
+        def _delete_expired(self, key: str) -> None:
+            database = _database_of(self)
+            quoted = database.ops.quote_name
+            now = database.ops.adapt_datetimefield_value(timezone.now().replace(microsecond=0))
+            with database.cursor() as cursor:
+                cursor.execute(
+                    f'DELETE FROM {quoted(self._table)} WHERE {quoted("cache_key")} = %s'
+                    f' AND {quoted("expires")} < %s',
+                    [key, now],
+                )
+
+    return ExactDatabaseCache
 
 
 def _is_of_client(exc: Exception, connection: Any) -> bool:

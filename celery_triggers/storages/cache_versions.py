@@ -10,8 +10,8 @@ Each document is a chain of versions::
 The next version of a document is whatever is added under the next number: one process can.
 Then the pointer is set, and the version before becomes a mark that its number is taken: a
 process that was held up between reading and adding must find it, and a reader whose pointer
-lags goes on from there. A chain has a random name, so that what was evicted and begins again
-never meets what was read before.
+lags goes on from there, and sets it. A chain has a random name, so that what was evicted and
+begins again never meets what was read before.
 
 A version is '<timeout> <random> <random of the one before> <text>', without a text where the
 document was removed.
@@ -24,10 +24,11 @@ import random
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
-from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
 
 __all__ = ['FOR_GOOD', 'Cache', 'Version', 'Versions']
 
@@ -36,12 +37,16 @@ __all__ = ['FOR_GOOD', 'Cache', 'Version', 'Versions']
 MARKED = 3600
 STALE = MARKED / 2
 
-#: So many marks stay for good in a document without a timeout, so many again for a while.
+#: So many marks stay for as long as their document, so many again for a while.
 BATCH = 64
 
 #: After so many seconds a pointer is looked at again that was set: so many newer versions may
 #: have come before it that some have no marks any more.
 SLOW = 0.02
+
+#: From how many versions on a pointer that lags is set by whoever reads it. Without a mark
+#: in between, nobody would find the newest.
+MOST_LAG = 2
 
 #: How often a version is added that is neither there afterwards nor taken.
 MOST_ADDS = 5
@@ -140,6 +145,8 @@ class Versions:
                 if one.value == _MARK and not again:
                     # It was evicted, or newer ones have come while this process was held up.
                     [one] = self._load([base], again=True)
+                elif one.value != _MARK and one.number - _pointed(pointers[base])[1] >= MOST_LAG:
+                    self._catch_up(base, one, read_at)
             found.append(one)
         return found
 
@@ -196,18 +203,18 @@ class Versions:
             return False
         timeout = _seconds(kept) if text is not None else MARKED
         number = version.number + 1
-        key = _key(base, version.chain, number)
         pointer = f'{version.chain} {number} {version.oldest}'
         began = time.time()
-        if not self._add(key, value, timeout):
+        if not self._add(_key(base, version.chain, number), value, timeout):
             return False
         if not self._is_next(base, version, pointer, timeout, token):
             self._mark(base, version.chain, number, number + 1, MARKED)
             return False
         if not _is_stale(version):
             # Else the pointer lags, and nothing is marked that it needs.
-            self._point(base, version, pointer, timeout, began)
-        if text is None and kept == FOR_GOOD:
+            self._set_pointer(base, pointer, timeout, began, removed=text is None)
+            self._mark_before(base, version, timeout)
+        if text is None:
             self._mark(base, version.chain, number - 2 * BATCH, number, MARKED)
         return True
 
@@ -257,27 +264,38 @@ class Versions:
             return True
         return after in found and found[after].split(' ', 3)[2] == token
 
-    def _point(
-        self, base: str, version: Version, pointer: str, timeout: float | None, began: float
+    def _catch_up(self, base: str, found: _Found, read_at: float) -> None:
+        """Set a pointer that lags: whoever should have done it is slow, or dead."""
+        pointer = f'{found.chain} {found.number} {found.oldest}'
+        with suppress(StorageUnavailable, StorageNotConfigured):
+            # Reading needs none of this, and may be done where nothing may be written.
+            self._set_pointer(base, pointer, _lifetime(found.value), read_at)
+
+    def _set_pointer(
+        self, base: str, pointer: str, timeout: float | None, began: float, *, removed: bool = False
     ) -> None:
-        """Let the pointer lead to the version after this one, and mark those before.
+        """Let the pointer lead to a version.
 
         Args:
-            began: When that was not yet there, so that there were none after it either.
+            began: When that was the newest, or not yet there.
+            removed: Whether it has no text. What others begin after it lives longer.
         """
-        chain, number = version.chain, version.number + 1
         self._cache.set(base, pointer, timeout)
-        self._mark(base, chain, version.oldest, number, timeout and timeout + MARKED)
-        if timeout is None and number % BATCH == 0:
-            self._mark(base, chain, number - 2 * BATCH, number - BATCH, MARKED)
-        while time.time() - began > SLOW:
-            began = time.time()
+        while removed or time.time() - began > SLOW:
+            removed, began = False, time.time()
             values = self._cache.get_many(_around(base, pointer))
-            newest = self._newest(base, pointer, values, began).number
-            if newest == _pointed(pointer)[1]:
+            newest = self._newest(base, pointer, values, began)
+            if newest.number == _pointed(pointer)[1]:
                 break
-            pointer = f'{chain} {newest} {version.oldest}'
-            self._cache.set(base, pointer, timeout)
+            pointer = f'{newest.chain} {newest.number} {newest.oldest}'
+            self._cache.set(base, pointer, _lifetime(newest.value))
+
+    def _mark_before(self, base: str, version: Version, timeout: float | None) -> None:
+        """Mark the versions before the one after this; let old marks go after a while."""
+        number = version.number + 1
+        self._mark(base, version.chain, version.oldest, number, timeout and timeout + MARKED)
+        if number % BATCH == 0:
+            self._mark(base, version.chain, number - 2 * BATCH, number - BATCH, MARKED)
 
     def _mark(
         self, base: str, chain: str, first: int, end: int, timeout: float | None
@@ -331,3 +349,11 @@ def _around(base: str, pointer: str) -> list[str]:
 
 def _seconds(kept: str) -> int | None:
     return None if kept == FOR_GOOD else int(kept)
+
+
+def _lifetime(value: str) -> int | None:
+    """Return for how long a pointer to a version is needed."""
+    if value == _MARK:
+        return MARKED
+    kept, _, _, text = value.split(' ', 3)
+    return _seconds(kept) if text else MARKED

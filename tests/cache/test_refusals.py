@@ -14,6 +14,7 @@ from django.db import transaction
 from django.test.utils import override_settings
 
 from celery_triggers.exceptions import MissingExtra, StorageNotConfigured
+from celery_triggers.storages import cache
 from celery_triggers.storages.cache import CacheStorageBackend
 from celery_triggers.testing.media import FakeApplication
 
@@ -50,6 +51,66 @@ def test_what_django_has_when_nothing_is_configured_is_refused():
     with override_settings(CACHES=global_settings.CACHES):
         with pytest.raises(StorageNotConfigured, match='LocMemCache'):
             backend()
+
+
+def test_memory_of_a_test_holds_more_than_a_few_hundred_keys():
+    with caches(BACKEND=f'{BACKENDS}.locmem.LocMemCache', LOCATION='many'):
+        found = backend(triggers_storage_options={'local': True})
+        for number in range(400):
+            assert found.save_document(f'd{number}', 'x', None)
+        assert all(found.load_document(f'd{number}')[0] == 'x' for number in range(400))
+
+
+@pytest.mark.parametrize('local', ['0', 'false', 'No'])
+def test_a_url_that_does_not_want_memory_is_understood(local: str):
+    with caches(BACKEND=f'{BACKENDS}.locmem.LocMemCache'):
+        with pytest.raises(StorageNotConfigured, match='one process'):
+            backend(storage=f'cache://default?local={local}')
+
+
+def test_a_client_that_hides_its_timeouts_is_refused():
+    with caches(BACKEND=f'{BACKENDS}.memcached.PyLibMCCache', LOCATION='127.0.0.1:1'):
+        with pytest.raises(StorageNotConfigured, match='use PyMemcacheCache'):
+            backend()
+
+
+def test_a_prefix_that_memcached_does_not_take_is_no_outage():
+    options = {'BACKEND': f'{BACKENDS}.memcached.PyMemcacheCache', 'LOCATION': '127.0.0.1:1'}
+    with caches(**options, KEY_PREFIX='my shop'):
+        with pytest.raises(StorageNotConfigured, match='my shop'):
+            backend()
+
+
+class Replicas:
+    """A router that reads elsewhere than it writes."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str | None:
+        return 'postgresql' if model._meta.app_label == 'django_cache' else None
+
+    def db_for_write(self, model: Any, **hints: Any) -> str | None:
+        return 'default' if model._meta.app_label == 'django_cache' else None
+
+
+def test_a_database_that_is_read_elsewhere_is_refused():
+    options = {'BACKEND': f'{BACKENDS}.db.DatabaseCache', 'LOCATION': 'x'}
+    with override_settings(DATABASE_ROUTERS=[f'{__name__}.Replicas']):
+        with caches(**options, OPTIONS={'MAX_ENTRIES': 10**6}):
+            with pytest.raises(StorageNotConfigured, match='another database'):
+                backend()
+
+
+@pytest.mark.parametrize(('timeout', 'again', 'warns'), [
+    (3600, 3600, True), (7200, 3600, True), (3600, 600, False), (None, 3600, False),
+])
+def test_a_timeout_that_is_too_short_to_send_again_is_warned_of(
+    timeout: float | None, again: float, warns: bool, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(cache, '_warned', set())
+    for _ in range(2):
+        backend('redis', timeout, triggers_redeliver_after=again)
+    said = [record for record in caplog.records if 'triggers_redeliver_after' in record.message]
+    assert len(said) == warns
 
 
 def test_a_dummy_is_always_refused():
@@ -98,13 +159,13 @@ def test_a_client_that_is_not_installed_is_an_error_that_says_so():
 
 @pytest.mark.parametrize('timeout', [0, -1, 0.5, True, 'soon'])
 def test_a_timeout_that_is_none_is_refused(timeout: Any):
-    with pytest.raises(StorageNotConfigured, match='at least 1, or None'):
+    with pytest.raises(StorageNotConfigured, match='seconds, from 1 to'):
         backend('redis', timeout)
 
 
 @pytest.mark.parametrize('url', ['cache://redis?timeout=soon', 'cache://redis?timeout=0'])
 def test_a_timeout_in_a_url_that_is_none_is_refused(url: str):
-    with pytest.raises(StorageNotConfigured, match='at least 1, or None'):
+    with pytest.raises(StorageNotConfigured, match='seconds, from 1 to'):
         backend(storage=url)
 
 

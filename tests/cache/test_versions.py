@@ -464,3 +464,64 @@ def test_a_document_keeps_its_timeout(fake: FakeCache, local_medium: Medium):
     fake.now += 2
     assert other.load_document(name)[0] is None
     assert other.load_document('index')[0] == 'i'
+
+
+@pytest.mark.parametrize('call', range(9))
+def test_what_begins_again_while_it_is_removed_is_there_for_good(
+    fake: FakeCache, local_medium: Medium, call: int
+):
+    """What remains of a removal goes after an hour, but not what came after it."""
+    early, other = storage(fake, local_medium), storage(fake, local_medium)
+    append(other, 'first')
+    _, version = early.load_document('d')
+    begun: list[int] = []
+
+    def begin() -> None:
+        append(other, 'new')
+        begun.append(call)
+
+    hold_at(call, fake, 'before', begin)
+    early.save_document('d', None, version)
+    fake.around = lambda do: do()
+    before = names(other.load_document('d')[0])
+    fake.now += 3 * MARKED
+    assert names(other.load_document('d')[0]) == before
+    assert ('new' in before) == bool(begun)
+    assert begun or call > 5
+
+
+def test_a_pointer_that_lags_is_set_by_whoever_reads_it(fake: FakeCache, local_medium: Medium):
+    backend = storage(fake, local_medium)
+    append(backend, '0')
+    append(backend, '1')
+    pointer = backend._versions.pointer('d')
+    lags = fake.values[pointer]
+    for number in range(2, 200):
+        append(backend, str(number))
+    # As a process leaves it that was held up for so long and is gone.
+    fake.values[pointer] = lags
+    assert len(names(backend.load_document('d')[0])) == 200
+    for key in [key for key, (value, _) in fake.values.items() if value == '-']:
+        del fake.values[key]
+    fake.now += 3 * MARKED
+    assert len(names(backend.load_document('d')[0])) == 200
+    append(backend, 'last')
+    assert names(backend.load_document('d')[0])[-1] == 'last'
+
+
+@pytest.mark.parametrize('timeout', [None, 30 * 24 * MARKED])
+def test_old_marks_go_long_before_their_document(
+    fake: FakeCache, local_medium: Medium, timeout: float | None
+):
+    fake_of(storage(fake, local_medium))
+    backend: Any = local_medium.backend(
+        application=local_medium.application(), local=True, timeout=timeout
+    )
+    backend._versions._cache = fake
+    name = backend._index.session(backend.uid)
+    for number in range(1000):
+        _, version = backend.load_document(name)
+        assert backend.save_document(name, f'{number}', version)
+    fake.now += MARKED + 1
+    left = [key for key in list(fake.values) if fake._found(key)]
+    assert len(left) < 2 * cache_versions.BATCH + 5
