@@ -270,11 +270,15 @@ class MissingExtra(TriggersError, ImportError):
     """Something was asked for whose optional dependency is not installed.
 
     Attributes:
-        extra: The extra that brings it: ``pip install 'celery_triggers[<extra>]'``.
+        extra: The extra that brings it: ``pip install 'celery_triggers[<extra>]'``; ``''`` where
+            none does, and the message names a package.
     """
 
-    def __init__(self, what: str, extra: str):
-        super().__init__(f"{what} needs an extra: pip install 'celery_triggers[{extra}]'")
+    def __init__(self, what: str, extra: str, package: str = ''):
+        if package:
+            super().__init__(f'{what} needs a package: pip install {package}')
+        else:
+            super().__init__(f"{what} needs an extra: pip install 'celery_triggers[{extra}]'")
         self.extra = extra
 
 

@@ -68,9 +68,11 @@ _URL_SCHEMES = {
     'redis': 'redis',
     'rediss': 'redis',
     'sentinel': 'redis',
+    'unix': 'redis',
     'memory': 'memory',
     'sqlite': 'sql',
     'postgresql': 'sql',
+    'postgres': 'sql',
     'mysql': 'sql',
     'mariadb': 'sql',
 }
@@ -240,7 +242,7 @@ class Settings:
         if url.startswith('db+'):
             return self._located(url)
         scheme = url.split('://', 1)[0]
-        if '://' in url and scheme in ('redis', 'rediss', 'sentinel'):
+        if '://' in url and scheme in ('redis', 'rediss', 'sentinel', 'redis+socket'):
             return 'redis', url
         if url.startswith('memory://'):
             self._check_memory()

@@ -35,6 +35,8 @@ SCHEMES = {
     'redis': ('server', 'redis'),
     'rediss': ('server', 'rediss'),
     'unix': ('server', 'unix'),
+    # As Celery and kombu write it.
+    'redis+socket': ('server', 'unix'),
     'sentinel': ('sentinel', 'redis'),
     'redis+sentinel': ('sentinel', 'redis'),
     'rediss+sentinel': ('sentinel', 'rediss'),
@@ -49,6 +51,9 @@ _OF_SENTINEL = (
     'master_name', 'min_other_sentinels', 'sentinel_kwargs', 'sentinel_password',
     'sentinel_username',
 )
+
+#: What is ours and not redis-py's.
+_OPTIONS_ALONE = ('wait_replicas', 'wait_timeout')
 
 _FILES = ('ssl_ca_certs', 'ssl_certfile', 'ssl_keyfile')
 
@@ -88,6 +93,7 @@ class Address:
                 understands; it says what.
         """
         try:
+            _refuse_own_options(url)
             address = _parsed(url, dict(options))
             # Made without connecting, to find out now whether it understands its arguments.
             one = address.client() if address.kind != 'cluster' else address.node(address.hosts[0])
@@ -155,6 +161,7 @@ def _parsed(url: str, options: dict[str, Any]) -> Address:
     if isinstance(options.get('ssl_cert_reqs'), str):
         options['ssl_cert_reqs'] = _requirement(options['ssl_cert_reqs'])
     if kind == 'server':
+        rest = _of_server(rest, of_node, options)
         return Address(kind, public_url(url), of_node, rest, (), options, **confirmed)
     user, hosts, path, query = _parts(rest)
     asked: dict[str, Any] = parse_url(f'redis://{user}@-/?{query}')  # type: ignore[no-untyped-call]
@@ -179,6 +186,27 @@ def _parsed(url: str, options: dict[str, Any]) -> Address:
         kind, '/'.join([public, *([own['master_name']] if own else [])]), of_node, '',
         tuple(_host(text, _PORTS[kind]) for text in hosts), arguments, own, **confirmed,
     )
+
+
+def _refuse_own_options(url: str) -> None:
+    for name in _OPTIONS_ALONE:
+        if re.search(rf'[?&]{name}=', url):
+            raise ValueError(f'{name} stands in triggers_storage_options, not in a URL')
+
+
+def _of_server(rest: str, scheme: str, options: Mapping[str, Any]) -> str:
+    """Return what stands behind the scheme for one server, as redis-py understands it."""
+    for name in _OF_SENTINEL:
+        if name in options or re.search(rf'[?&]{name}=', rest):
+            raise ValueError(f'{name} is for Sentinels alone: sentinel://host:26379/mymaster')
+    if scheme == 'unix':
+        # Celery's name for it.
+        return re.sub(r'(?<=[?&])virtual_host=', 'db=', rest)
+    path = rest.partition('?')[0].rpartition('@')[2].partition('/')[2]
+    if path:
+        # redis-py takes 0 for whatever it does not understand.
+        _database(path)
+    return rest
 
 
 def _parts(rest: str) -> tuple[str, list[str], list[str], str]:

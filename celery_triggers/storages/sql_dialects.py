@@ -336,7 +336,11 @@ def _with_driver(url: sa.URL, drivers: Sequence[str], extra: str) -> sa.URL:
     try:
         url.get_dialect().import_dbapi()
     except ImportError as exc:
-        raise MissingExtra(f'the storage {database}, by {driver or drivers[0]}', extra) from exc
+        what = f'the storage {database}, by {driver or drivers[0]},'
+        if driver == 'mysqldb':
+            # Which has to be compiled, so no extra brings it.
+            raise MissingExtra(what, '', 'mysqlclient') from exc
+        raise MissingExtra(what, extra) from exc
     return url
 
 
@@ -361,8 +365,9 @@ def dialect_of(url: sa.URL, **seconds: Any) -> Dialect:
     """
     name = url.get_backend_name()
     if name not in _DIALECTS:
+        hint = ': write postgresql://...' if name == 'postgres' else ''
         raise StorageNotConfigured(
             f'the sql storage keeps sessions in PostgreSQL, MariaDB, MySQL and SQLite, not in '
-            f'{name}'
+            f'{name}{hint}'
         )
     return _DIALECTS[name](**seconds)

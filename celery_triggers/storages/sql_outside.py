@@ -111,8 +111,18 @@ def _commit(connection: sa.Connection, *_: Any) -> None:
         _open[connection] = []
 
 
-def _rollback(connection: sa.Connection, *_: Any) -> None:
+def _rollback(connection: sa.Connection, *args: Any) -> None:
+    if _open[connection] and _commits_each_statement(connection):
+        _commit(connection, *args)
     _open[connection] = []
+
+
+def _commits_each_statement(connection: sa.Connection) -> bool:
+    """Tell whether there is nothing to roll back; the sweep finds what is not known to be so."""
+    detect = getattr(connection.dialect, 'detect_autocommit_setting', None)
+    if detect is None or connection.invalidated:
+        return False
+    return bool(detect(connection.connection.dbapi_connection))
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from celery_triggers.exceptions import StorageNotConfigured
 from celery_triggers.settings import Settings
 from celery_triggers.storages.redis_address import Address
 from celery_triggers.testing.media import Medium
+from tests.redis_servers import Server
 
 
 def arguments(url: str, **options: Any) -> dict[str, Any]:
@@ -155,6 +157,33 @@ def test_wrong_options_are_told_by_name(options: dict[str, Any]):
         Medium('redis', 'rediss+sentinel://h/shop').backend(application=application)
 
 
+@pytest.mark.parametrize(('url', 'said'), [
+    ('redis://h/abc', "'abc' is no number"),
+    ('rediss://me:p@h:1/1/2', "'1/2' is no number"),
+    ('redis://h/0?wait_replicas=1', 'wait_replicas stands in triggers_storage_options'),
+    ('redis+cluster://h?wait_timeout=1', 'wait_timeout stands in triggers_storage_options'),
+    ('redis://h/0?master_name=m', 'master_name is for Sentinels alone'),
+])
+def test_what_would_be_misunderstood_is_refused(url: str, said: str):
+    with pytest.raises(StorageNotConfigured, match=said):
+        Medium('redis', url).backend()
+
+
+@pytest.mark.parametrize('url', [
+    'unix:///run/redis.sock?db=3', 'unix://me:p@/run/redis.sock?db=3',
+    'redis+socket:///run/redis.sock?virtual_host=3',
+])
+def test_a_socket(url: str):
+    assert settings(triggers_storage=url).storage_location() == ('redis', url)
+    arguments = Address.of(url, {}).client().connection_pool.connection_kwargs
+    assert (arguments['path'], arguments['db']) == ('/run/redis.sock', 3)
+
+
+def test_a_socket_of_the_broker_is_where_sessions_are():
+    url = 'redis+socket:///run/redis.sock'
+    assert settings(broker_url=url).storage_location() == ('redis', url)
+
+
 SECRETS = [
     'redis://me:secret@h/0?foo=1',
     'redis://h/0?password=secret&foo=1',
@@ -243,3 +272,13 @@ def test_other_storages_are_told_nothing_of_it():
     found = settings(result_backend='db+sqlite:///x', broker_use_ssl=True, broker_url='redis://h')
     assert found.storage_location()[0] == 'sql'
     assert found.storage_options == {}
+
+
+def test_sessions_behind_a_socket(tmp_path: Path):
+    server = Server(f'unixsocket {tmp_path}/s')
+    try:
+        medium = Medium('redis', f'unix://{tmp_path}/s?db=3', prefix='socket')
+        assert medium.manager({'t_x': {'after': ['a'], 'run': 'x'}}).fire('a').released == ['t_x#0']
+        assert medium.uids() == ['order:1']
+    finally:
+        server.stop()

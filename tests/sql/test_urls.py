@@ -85,7 +85,6 @@ def test_a_database_that_is_unknown(url: str):
         ('mysql://h/d', ['pymysql', 'MySQLdb'], 'mysql'),
         ('mariadb://h/d', ['pymysql', 'MySQLdb'], 'mysql'),
         ('mariadb+pymysql://h/d', ['pymysql'], 'mysql'),
-        ('mysql+mysqldb://h/d', ['MySQLdb'], 'mysql'),
     ],
 )
 def test_a_driver_that_is_not_installed(
@@ -95,6 +94,18 @@ def test_a_driver_that_is_not_installed(
         monkeypatch.setitem(sys.modules, module, None)
     said = refused(url, MissingExtra)
     assert f"pip install 'celery_triggers[{extra}]'" in said
+
+
+def test_a_driver_that_no_extra_brings(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, 'MySQLdb', None)
+    said = refused('mysql+mysqldb://h/d', MissingExtra)
+    assert said.endswith('pip install mysqlclient')
+
+
+def test_a_name_of_postgresql_that_sqlalchemy_does_not_know():
+    application = Medium('sql').application(triggers_storage='postgres://h/d')
+    assert application.settings.storage_location() == ('sql', 'postgres://h/d')
+    assert 'write postgresql://' in refused('postgres://h/d')
 
 
 @pytest.mark.parametrize('module', ['sqlalchemy', 'psycopg'])

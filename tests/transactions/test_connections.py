@@ -238,6 +238,19 @@ def test_engines_of_all_kinds(manager: TriggerManager, engine: sa.Engine, pool: 
     other.dispose()
 
 
+def test_a_connection_that_commits_each_statement(manager: TriggerManager, engine: sa.Engine):
+    """Nobody says that a transaction begins, and what seems to be rolled back is there."""
+    other = sa.create_engine(engine.url, isolation_level='AUTOCOMMIT')
+    with other.connect() as connection:
+        assert manager.fire('a', {'n': 1}, connection=connection).pending
+    assert [r.kwargs for r in manager.storage.history] == [{'n': 1}]
+    with engine.connect().execution_options(isolation_level='AUTOCOMMIT') as connection:
+        manager.fire('a', {'n': 2}, connection=connection)
+        connection.rollback()
+    assert [r.kwargs for r in manager.storage.history] == [{'n': 1}, {'n': 2}]
+    other.dispose()
+
+
 @on_a_server
 def test_a_connection_that_breaks_can_be_used_again(manager: TriggerManager, engine: sa.Engine):
     with engine.connect() as connection:

@@ -38,11 +38,18 @@ def media_of(config: pytest.Config) -> list[Medium]:
 
 
 def _at(url: str) -> Medium:
+    from celery_triggers.registry import storage_backends
     from celery_triggers.settings import Settings
     from celery_triggers.testing.media import Medium
 
     values: dict[str, Any] = {'triggers_storage': url, 'task_always_eager': True}
     key, place = Settings(values.get).storage_location()
+    if key not in storage_backends:
+        raise pytest.UsageError(
+            f'--triggers-storage {url}: there is no storage {key!r}, only '
+            f'{", ".join(storage_backends.known())}; one of your own must be known by an entry '
+            'point in the group celery_triggers.storages'
+        )
     return Medium(key, place, shared=key != 'memory')
 
 
@@ -63,6 +70,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line('markers', 'big_race: eight processes, 4,000 firings; takes a while')
     config.addinivalue_line('markers', 'timeout: of pytest-timeout, for those who have it')
+    for url in config.getoption('triggers_storage', []):
+        # One error, and not one for each test.
+        _at(url)
 
 
 @pytest.fixture

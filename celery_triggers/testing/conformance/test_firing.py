@@ -491,9 +491,13 @@ PAYLOADS: dict[str, dict[Any, Any]] = {
     'msgpack': {'bytes': b'\x00\xff', 'nul': 'a\x00b', 'deep': [[[[1]]]]},
 }
 SERIALIZERS = list(PAYLOADS)
+#: What some need that is not part of this package.
+_PACKAGES = {'yaml': 'yaml', 'msgpack': 'msgpack'}
 
 
 def with_serializer(medium: Medium, serializer: str, uid: str = 'order:1') -> TriggerManager:
+    if serializer in _PACKAGES:
+        pytest.importorskip(_PACKAGES[serializer])
     return medium.manager(
         JOIN, uid, triggers_serializer=serializer, accept_content=['json', serializer]
     )
