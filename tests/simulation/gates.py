@@ -151,6 +151,11 @@ class GateLedger:
 
     # ------------------------------------------------------------------- changes
 
+    def deleted(self, incarnation: str) -> None:
+        """Tell what was applied before a session was deleted from what its medium repeats."""
+        for known, task_id in [key for key in self.made if key[0] == incarnation]:
+            self.made[f'{known}, deleted', task_id] += self.made.pop((known, task_id))
+
     def answered(self, fact: GateFact, outcome: Any) -> None:
         """Look at the answer that an application got."""
         if outcome.duplicate:

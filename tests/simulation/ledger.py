@@ -173,6 +173,7 @@ class Ledger:
             # A medium that repeats a session's first commit, deleted in between, makes
             # another session of it.
             self.sessions[f'{incarnation}, deleted'] = self.sessions.pop(incarnation)
+            self.gates.deleted(incarnation)
             facts = None
         if facts is None:
             facts = self.sessions[incarnation] = SessionFacts(uid, incarnation)
