@@ -60,6 +60,12 @@ class _TriggersAdmin(admin.ModelAdmin):
     def has_module_permission(self, request: Any) -> bool:
         return chosen_storage() is not None and super().has_module_permission(request)
 
+    def has_view_permission(self, request: Any, obj: Any = None) -> bool:
+        return chosen_storage() is not None and super().has_view_permission(request, obj)
+
+    def has_change_permission(self, request: Any, obj: Any = None) -> bool:
+        return chosen_storage() is not None and super().has_change_permission(request, obj)
+
     def get_queryset(self, request: Any) -> Any:
         storage = chosen_storage()
         found = self.model._default_manager.get_queryset()
