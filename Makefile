@@ -36,7 +36,7 @@ demo: .venv/demo.stamp
 
 # In several processes, file by file: most tests wait for workers, and not for the processor.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --cov --cov-report term $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report term $(ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

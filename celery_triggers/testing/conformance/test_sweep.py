@@ -609,8 +609,8 @@ def test_an_instance_that_was_handed_over_is_not_taken_for_lost(medium: Medium):
 def test_a_replacement_takes_the_claim_over_and_may_be_lost(medium: Medium):
     manager, run = running(medium)
     run.hand_over()
-    replacement = delivery(manager, 't_x#0')
-    replacement.loss = 'fail'
+    replacement = delivery(manager, 't_x#0', 'its own')
+    replacement.inherits, replacement.loss = run.token, 'fail'
     assert replacement.claim()
     hasten(manager, lease=1, spared=1)
     assert did(sweep(medium, manager)) == {'failed': 1}
