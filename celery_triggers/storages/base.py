@@ -5,13 +5,14 @@ Siblings (memory, redis, sql, ...) implement the underscored methods and never m
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.names import check_uid
@@ -42,6 +43,7 @@ from celery_triggers.wiring import Application, current_application
 __all__ = ['Question', 'Shared', 'Snapshot', 'StorageBackend']
 
 T = TypeVar('T')
+R = TypeVar('R', bound='_Renewable')
 
 _CONFIGURATIONS: OrderedDict[str, Configuration] = OrderedDict()
 _MOST_CONFIGURATIONS = 1000
@@ -63,19 +65,29 @@ def public_url(url: str) -> str:
     return re.sub(r'(?i)((?:pass|pwd|secret|token)\w*=)[^&;]*', r'\1***', without_user)
 
 
-class Shared(Generic[T]):
+class _Renewable(Protocol):
+    """Has connections, which a forked child must leave to its parent."""
+
+    def renew(self) -> None:
+        """Take new connections in a forked child."""
+
+
+class Shared(Generic[R]):
     """What the storages at one place share in this process, a client say.
+
+    In a forked child each takes new connections.
 
     Args:
         make: Makes one, given what names the place and the options of the medium.
     """
 
-    def __init__(self, make: Callable[..., T]):
+    def __init__(self, make: Callable[..., R]):
         self._make = make
-        self._made: dict[tuple[Any, ...], T] = {}
+        self._made: dict[tuple[Any, ...], R] = {}
         self._lock = ForkLock()
+        os.register_at_fork(after_in_child=self._renew_all)
 
-    def get(self, *place: str, options: Mapping[str, Any]) -> T:
+    def get(self, *place: str, options: Mapping[str, Any]) -> R:
         """Return the one of a place, made when it is first asked for."""
         key = (*place, *sorted((name, repr(value)) for name, value in options.items()))
         found = self._made.get(key)
@@ -86,8 +98,12 @@ class Shared(Generic[T]):
                     found = self._made[key] = self._make(*place, options)
         return found
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[R]:
         return iter(list(self._made.values()))
+
+    def _renew_all(self) -> None:
+        for made in self:
+            made.renew()
 
 
 @dataclass(slots=True)

@@ -190,14 +190,18 @@ def _parsed(url: str, options: dict[str, Any]) -> Address:
 
 def _refuse_own_options(url: str) -> None:
     for name in _OPTIONS_ALONE:
-        if re.search(rf'[?&]{name}=', url):
+        if _asks_for(name, url):
             raise ValueError(f'{name} stands in triggers_storage_options, not in a URL')
+
+
+def _asks_for(name: str, url: str) -> bool:
+    return re.search(rf'[?&]{name}=', url) is not None
 
 
 def _of_server(rest: str, scheme: str, options: Mapping[str, Any]) -> str:
     """Return what stands behind the scheme for one server, as redis-py understands it."""
     for name in _OF_SENTINEL:
-        if name in options or re.search(rf'[?&]{name}=', rest):
+        if name in options or _asks_for(name, rest):
             raise ValueError(f'{name} is for Sentinels alone: sentinel://host:26379/mymaster')
     if scheme == 'unix':
         # Celery's name for it.

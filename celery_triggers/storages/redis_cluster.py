@@ -8,7 +8,6 @@ node is what this one is made of.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -261,11 +260,3 @@ def _server(url: str, options: Mapping[str, Any]) -> Server:
 
 #: This process's servers.
 servers: Shared[Server] = Shared(_server)
-
-
-def _renew_all() -> None:
-    for server in servers:
-        server.renew()
-
-
-os.register_at_fork(after_in_child=_renew_all)

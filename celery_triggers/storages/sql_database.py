@@ -231,7 +231,7 @@ class SQLDatabase(Database):
             self._connected = False
             self.engine.dispose()
 
-    def renew_pool(self) -> None:
+    def renew(self) -> None:
         """Take a new pool in a forked child; the old one's connections are the parent's."""
         if self._connected:
             self._connected = False
@@ -331,11 +331,3 @@ def _let_go(connection: Any) -> None:
 
 #: This process's databases.
 databases: Shared[SQLDatabase] = Shared(SQLDatabase)
-
-
-def _renew_pools() -> None:
-    for database in databases:
-        database.renew_pool()
-
-
-os.register_at_fork(after_in_child=_renew_pools)

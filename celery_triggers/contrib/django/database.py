@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -209,7 +208,7 @@ class DjangoDatabase(Database):
                 connection.close()
                 connection.dec_thread_sharing()
 
-    def renew_connection(self) -> None:
+    def renew(self) -> None:
         """Take a new connection in a forked child: the open one is its parent's."""
         # Kept, since a driver might take its leave of the server when it is forgotten.
         _of_parents.append(self._pools.pop(self.alias, None))
@@ -253,11 +252,3 @@ _of_parents: list[Any] = []
 
 #: This process's databases.
 databases: Shared[DjangoDatabase] = Shared(DjangoDatabase)
-
-
-def _renew_connections() -> None:
-    for database in databases:
-        database.renew_connection()
-
-
-os.register_at_fork(after_in_child=_renew_connections)
