@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from celery_triggers.manager import FinalizingTriggerManager as FinalizingTriggerManager
     from celery_triggers.manager import Firing as Firing
     from celery_triggers.manager import TriggerManager as TriggerManager
-    from celery_triggers.overdue import SweepReport as SweepReport
     from celery_triggers.storages.view import TaskInstance as TaskInstance
+    from celery_triggers.sweep import SweepReport as SweepReport
     from celery_triggers.task import TaskContext as TaskContext
     from celery_triggers.task import TriggerTask as TriggerTask
     from celery_triggers.task import current_context as current_context
@@ -37,7 +37,7 @@ _HOMES = {
     'FinalizingTriggerManager': 'manager',
     'Firing': 'manager',
     'Status': 'engine.transitions',
-    'SweepReport': 'overdue',
+    'SweepReport': 'sweep',
     'TaskConfig': 'engine.configuration',
     'TaskContext': 'task',
     'TaskInstance': 'storages.view',

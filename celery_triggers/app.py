@@ -17,11 +17,7 @@ from celery import _state, states
 from celery.app.base import Celery as _Celery
 from celery.result import EagerResult
 
-from celery_triggers import signals
-from celery_triggers.change import Outcome
-from celery_triggers.decorator import Spoken, check_sessions, declare, declare_shared
-from celery_triggers.delivery import Delivery
-from celery_triggers.dispatcher import Dispatcher
+from celery_triggers.canvas.own_tasks import add_own_tasks
 from celery_triggers.engine.configuration import Configuration, TaskConfig
 from celery_triggers.engine.schema import configuration_schema
 from celery_triggers.exceptions import (
@@ -31,21 +27,26 @@ from celery_triggers.exceptions import (
     TriggersError,
     UnknownKey,
 )
-from celery_triggers.firing import ReadyFiring, fire_all
 from celery_triggers.forks import ForkLock
 from celery_triggers.loading import configuration_in
 from celery_triggers.manager import Firing, Release, TriggerManager
-from celery_triggers.outcomes import StoredOutcomes
-from celery_triggers.overdue import MOST_AT_ONCE, Sweep, SweepReport
-from celery_triggers.own_tasks import add_own_tasks
+from celery_triggers.manager.change import Outcome
+from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.firing import ReadyFiring, fire_all
 from celery_triggers.registry import storage_backends, trigger_managers
-from celery_triggers.runners import EagerError, run_one
+from celery_triggers.runners.dispatcher import Dispatcher
+from celery_triggers.runners.runners import EagerError, run_one
 from celery_triggers.settings import Settings
 from celery_triggers.storages.base import StorageBackend, public_url
-from celery_triggers.sweeper import SweeperStep
+from celery_triggers.sweep.sweep import MOST_AT_ONCE, Sweep, SweepReport
 from celery_triggers.task import TriggerTask
+from celery_triggers.task.decorator import Spoken, check_sessions, declare, declare_shared
+from celery_triggers.task.workflow import Workflow, Workflows
 from celery_triggers.wiring import StoredOutcome
-from celery_triggers.workflow import Workflow, Workflows
+from celery_triggers.worker import signals
+from celery_triggers.worker.bootstep import SweeperStep
+from celery_triggers.worker.heart import beat_while
+from celery_triggers.worker.result_backend import StoredOutcomes
 
 __all__ = ['Celery', 'Triggers', 'current_triggers', 'shared_trigger_task', 'triggers_of']
 
@@ -398,6 +399,10 @@ class Triggers:
         """Tell whether deliveries of a task claim; ``None``: it is not registered here."""
         task = self.app.tasks.get(task_name)
         return None if task is None else isinstance(task, TriggerTask)
+
+    def beat_while(self, request: object, delivery: Delivery) -> None:
+        """Renew the lease of a delivery in this process for as long as its request exists."""
+        beat_while(request, delivery)
 
     def show_waiting(self, task_id: str, uid: str, instance: str) -> None:
         """Store in the result backend that a task waits at a gate."""

@@ -17,8 +17,8 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from celery_triggers.storages.sql_database import databases
-from celery_triggers.storages.sql_dialects import dialect_of
+from celery_triggers.storages.sql.database import databases
+from celery_triggers.storages.sql.dialects import dialect_of
 from celery_triggers.testing.media import Medium
 from tests import servers
 from tests.servers import CONFORMANCE_DB, nothing_may_be_missing, redis_url

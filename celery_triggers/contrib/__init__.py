@@ -1,1 +1,4 @@
-"""Parts for frameworks. Each is imported by those alone who use that framework."""
+"""Parts for frameworks, each imported by those alone who use that framework.
+
+May import the storages and what lies below them.
+"""

@@ -1,5 +1,5 @@
 """The rules, pure: no I/O, no clock, no randomness, no Celery.
 
-Time and identifiers arrive as arguments, so that the same firings in the same order
-give the same session, whatever stores it and whoever fires.
+May import ``exceptions`` alone. Time and identifiers arrive as arguments, so that the same
+firings in the same order give the same session, whatever stores it and whoever fires.
 """

@@ -1,4 +1,7 @@
-"""Configurations in files: in JSON, TOML or YAML, with errors that name file and line."""
+"""Configurations in files: in JSON, TOML or YAML, with errors that name file and line.
+
+May import the engine and ``exceptions``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Where sessions live. The names below are imported when they are first used."""
+"""Where sessions live: the contract, what all storages share, and each of them.
+
+May import the engine and the settings; one storage never imports another. The names below
+are imported when they are first used, since each storage needs a library of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ if TYPE_CHECKING:
     from celery_triggers.registry import storage_backends as storage_backends
     from celery_triggers.storages.base import StorageBackend as StorageBackend
     from celery_triggers.storages.cache import CacheStorageBackend as CacheStorageBackend
-    from celery_triggers.storages.document_storage import (
+    from celery_triggers.storages.document import (
         DocumentStorageBackend as DocumentStorageBackend,
     )
     from celery_triggers.storages.memory import MemoryStorageBackend as MemoryStorageBackend
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     'CacheStorageBackend': 'cache',
-    'DocumentStorageBackend': 'document_storage',
+    'DocumentStorageBackend': 'document',
     'MemoryStorageBackend': 'memory',
     'RedisStorageBackend': 'redis',
     'SQLStorageBackend': 'sql',

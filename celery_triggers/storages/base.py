@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.names import check_uid
-from celery_triggers.engine.session import Plan, Session
+from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step
 from celery_triggers.exceptions import (
     InvalidFiring,
@@ -36,11 +36,12 @@ from celery_triggers.storages.records import (
     Taken,
     Write,
 )
+from celery_triggers.storages.snapshot import Snapshot
 from celery_triggers.storages.translation import to_commit, to_request, to_session
 from celery_triggers.storages.view import SessionView
 from celery_triggers.wiring import Application, current_application
 
-__all__ = ['Question', 'Shared', 'Snapshot', 'StorageBackend']
+__all__ = ['Question', 'Shared', 'StorageBackend']
 
 T = TypeVar('T')
 R = TypeVar('R', bound='_Renewable')
@@ -104,27 +105,6 @@ class Shared(Generic[R]):
     def _renew_all(self) -> None:
         for made in self:
             made.renew()
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """A slice of a session with what is needed to commit a step on it.
-
-    Attributes:
-        exists: Whether the session was there.
-    """
-
-    session: Session
-    slice: Slice
-    passing: str
-
-    @property
-    def exists(self) -> bool:
-        return bool(self.slice.version)
-
-    @property
-    def now(self) -> int:
-        return self.slice.now
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
 from celery_triggers.storages.agenda import Agenda
 from celery_triggers.storages.base import StorageBackend
-from celery_triggers.storages.document import Document
+from celery_triggers.storages.document.document import Document
 from celery_triggers.storages.records import (
     Commit,
     Request,

@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery_triggers.engine.configuration import Configuration, TaskConfig
 from celery_triggers.engine.instances import Instance
@@ -22,10 +22,8 @@ from celery_triggers.engine.transitions import (
 )
 from celery_triggers.exceptions import UnknownInstance
 from celery_triggers.registry import trigger_managers
+from celery_triggers.storages.snapshot import Snapshot
 from celery_triggers.wiring import Application
-
-if TYPE_CHECKING:
-    from celery_triggers.storages.base import Snapshot
 
 __all__ = ['SessionView', 'TaskInstance']
 

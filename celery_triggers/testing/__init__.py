@@ -1,4 +1,7 @@
-"""The test kit: run tasks as functions, look at what a session did, test a storage of one's own."""
+"""The test kit: run tasks as functions, look at what a session did, test a storage of one's own.
+
+May import everything but the worker; nothing imports it.
+"""
 
 from __future__ import annotations
 

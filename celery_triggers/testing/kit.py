@@ -8,7 +8,6 @@ from typing import Any
 
 from celery._state import get_current_app
 
-from celery_triggers.context import TaskContext
 from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.names import split_instance_name
 from celery_triggers.engine.transitions import Status
@@ -16,6 +15,7 @@ from celery_triggers.manager import Firing, TriggerManager
 from celery_triggers.runners import ThreadingTaskRunner
 from celery_triggers.storages.memory import MemoryStorageBackend
 from celery_triggers.storages.view import TaskInstance
+from celery_triggers.task import TaskContext
 
 __all__ = ['TriggersKit', 'context']
 

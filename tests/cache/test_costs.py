@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from celery_triggers.storages.cache_server import CacheServer
+from celery_triggers.storages.cache.server import CacheServer
 from celery_triggers.testing.conformance.support import delivery
 from celery_triggers.testing.media import Medium
 from tests.documents.test_costs import TASKS
@@ -30,7 +30,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with monkeypatch.context() as patched:
         patched.setattr(CacheServer, '_call', call)
         # Where a test is held up the pointer is looked at once more.
-        patched.setattr('celery_triggers.storages.cache_versions.SLOW', 60)
+        patched.setattr('celery_triggers.storages.cache.versions.SLOW', 60)
         yield found
 
 

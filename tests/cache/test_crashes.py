@@ -11,7 +11,7 @@ import pytest
 
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.storages.cache import CacheStorageBackend
-from celery_triggers.storages.cache_server import CacheServer
+from celery_triggers.storages.cache.server import CacheServer
 from celery_triggers.testing.media import Medium
 from tests.documents.shelf import Died
 from tests.documents.story import TASKS, Story

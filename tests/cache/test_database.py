@@ -14,7 +14,7 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from celery_triggers.exceptions import StorageUnavailable
-from celery_triggers.storages.cache_server import CacheServer
+from celery_triggers.storages.cache.server import CacheServer
 from celery_triggers.testing.conformance.support import statuses
 from celery_triggers.testing.media import Medium
 

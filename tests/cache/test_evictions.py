@@ -9,9 +9,9 @@ import pytest
 from django.core.cache.backends import locmem
 
 from celery_triggers.exceptions import TriggersError
-from celery_triggers.overdue import Sweep
 from celery_triggers.storages import base
 from celery_triggers.storages.cache import CacheStorageBackend
+from celery_triggers.sweep import Sweep
 from celery_triggers.testing.media import Medium
 from tests.documents.shelf import missing_entries
 

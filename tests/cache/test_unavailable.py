@@ -13,8 +13,8 @@ from django.test.utils import override_settings
 
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import TriggerManager
-from celery_triggers.overdue import Sweep
-from celery_triggers.storages.cache_server import CacheServer
+from celery_triggers.storages.cache.server import CacheServer
+from celery_triggers.sweep import Sweep
 from celery_triggers.testing.conformance.support import eventually, statuses
 from celery_triggers.testing.media import Medium
 from tests import memcached

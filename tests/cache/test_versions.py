@@ -16,7 +16,7 @@ import pytest
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.storages import cache_versions
 from celery_triggers.storages.cache import CacheStorageBackend
-from celery_triggers.storages.cache_versions import MARKED, STALE
+from celery_triggers.storages.cache.versions import MARKED, STALE
 from celery_triggers.testing.media import Medium
 
 

@@ -155,8 +155,8 @@ def _warm_up() -> None:
         'celery.backends.redis', 'celery.worker.consumer', 'celery.worker.components',
         'celery.worker.autoscale', 'celery.worker.loops', 'celery.fixups.django',
         'kombu.transport.redis', 'kombu.transport.pyamqp', 'sqlalchemy.dialects.sqlite',
-        'celery_triggers', 'celery_triggers.app', 'celery_triggers.storages.redis',
-        'celery_triggers.storages.sql', 'tests.chaos.chaos_app', 'tests.chaos.points',
+        'celery_triggers', 'celery_triggers.app', 'celery_triggers.storages.redis.backend',
+        'celery_triggers.storages.sql.backend', 'tests.chaos.chaos_app', 'tests.chaos.points',
     ):
         importlib.import_module(module)
     from tests.chaos import points

@@ -333,7 +333,7 @@ def _wrap_results() -> None:
 
 
 def _wrap_deliveries() -> None:
-    from celery_triggers.delivery import Delivery
+    from celery_triggers.manager.delivery import Delivery
 
     def around(original: Any) -> Any:
         def report(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from celery_triggers.exceptions import StorageUnavailable
-from celery_triggers.firing import MOST_AT_ONCE, fire_all
+from celery_triggers.manager.firing import MOST_AT_ONCE, fire_all
 from celery_triggers.testing.conformance.support import application_of, statuses
 from celery_triggers.testing.conformance.test_fire_many import EACH, between_questions, into
 from celery_triggers.testing.media import FakeApplication, Medium

@@ -227,7 +227,7 @@ def test_two_transactions_that_wait_for_each_other(postgresql_medium: Medium):
 
         database.run(body, write=True)
 
-    from celery_triggers.storages.relational import key
+    from celery_triggers.storages.relational.backend import key
 
     keys = [key('t_each#0'), key('t_each#1')]
 

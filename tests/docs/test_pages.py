@@ -20,7 +20,7 @@ from celery_triggers.engine.transitions import BY_HAND, TRANSITIONS, Event, Stat
 from celery_triggers.registry import storage_backends, task_runners, trigger_managers
 from celery_triggers.settings import DEFAULTS
 from celery_triggers.storages.memory import MemoryStorageBackend
-from celery_triggers.storages.sql_database import databases
+from celery_triggers.storages.sql.database import databases
 from tests.docs import blocks
 from tests.servers import DOCS_DB, redis_url
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from celery_triggers.registry import storage_backends
-from celery_triggers.storages.document_index import DocumentMedium, Index
-from celery_triggers.storages.document_storage import DocumentStorageBackend
+from celery_triggers.storages.document import DocumentStorageBackend
+from celery_triggers.storages.document.index import DocumentMedium, Index
 from celery_triggers.storages.records import host_time
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_triggers.engine.transitions import Status
-from celery_triggers.overdue import Sweep
+from celery_triggers.sweep import Sweep
 from celery_triggers.testing.conformance.support import delivery
 from celery_triggers.testing.media import FakeApplication, Medium
 from tests.documents.shelf import Died, missing_entries, superfluous_dates

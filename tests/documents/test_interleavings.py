@@ -16,7 +16,7 @@ import pytest
 
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.storages import document_index
-from celery_triggers.storages.document import StoredDocument
+from celery_triggers.storages.document.document import StoredDocument
 from celery_triggers.storages.records import Request, StorageTime, Write
 from celery_triggers.testing.conformance.test_contract import commit, row
 from celery_triggers.testing.media import Medium

@@ -749,7 +749,7 @@ class TestResultBackends:
     @pytest.fixture(autouse=True)
     def warnings(self, monkeypatch, caplog):
         """Let each test see what is said once in a process."""
-        monkeypatch.setattr('celery_triggers.applying._warned', set())
+        monkeypatch.setattr('celery_triggers.canvas.applying._warned', set())
         return caplog
 
     def test_a_chord_is_joined_although_the_results_of_its_header_have_expired(

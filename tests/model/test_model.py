@@ -32,8 +32,8 @@ from celery_triggers.exceptions import (
     InvalidFiring,
     InvalidTransition,
 )
-from celery_triggers.gates import apply_gate, revoke_gate
 from celery_triggers.manager import TriggerManager
+from celery_triggers.manager.gates import apply_gate, revoke_gate
 from celery_triggers.testing.conformance.support import delivery
 from celery_triggers.testing.media import FakeApplication, Medium
 from tests.media import present

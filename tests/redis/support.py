@@ -12,7 +12,7 @@ from unittest import mock
 from redis.connection import AbstractConnection
 from redis.crc import key_slot
 
-from celery_triggers.storages.redis_cluster import servers
+from celery_triggers.storages.redis.cluster import servers
 from celery_triggers.testing.media import Medium
 from tests.redis_servers import Cluster, Server
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from celery_triggers.exceptions import StorageUnavailable
-from celery_triggers.firing import fire_all
+from celery_triggers.manager.firing import fire_all
 from celery_triggers.storages.redis import RedisStorageBackend
 from celery_triggers.testing.conformance.support import delivery, statuses
 from celery_triggers.testing.conformance.test_fire_many import into

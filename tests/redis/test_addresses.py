@@ -11,7 +11,7 @@ import redis
 
 from celery_triggers.exceptions import StorageNotConfigured
 from celery_triggers.settings import Settings
-from celery_triggers.storages.redis_address import Address
+from celery_triggers.storages.redis.address import Address
 from celery_triggers.testing.media import Medium
 from tests.redis_servers import Server
 

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 
 from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
-from celery_triggers.firing import fire_all
+from celery_triggers.manager.firing import fire_all
 from celery_triggers.storages import redis_cluster, redis_server
 from celery_triggers.storages.redis import RedisStorageBackend
 from celery_triggers.testing.conformance.support import delivery, fired, statuses

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from celery_triggers.firing import fire_all
 from celery_triggers.manager import TriggerManager
+from celery_triggers.manager.firing import fire_all
 from celery_triggers.storages.base import StorageBackend
 from celery_triggers.storages.records import Write
-from celery_triggers.storages.redis import SHARDS, RedisStorageBackend
-from celery_triggers.storages.redis_server import TEXTS
+from celery_triggers.storages.redis.backend import SHARDS, RedisStorageBackend
+from celery_triggers.storages.redis.server import TEXTS
 from celery_triggers.testing.conformance.support import delivery, statuses
 from celery_triggers.testing.conformance.test_fire_many import into
 from celery_triggers.testing.conformance.test_slices import TASKS

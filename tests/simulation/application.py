@@ -11,14 +11,14 @@ from typing import Any
 from kombu.exceptions import OperationalError
 
 from celery_triggers import runners  # noqa: F401  (registers the runners)
-from celery_triggers.controller import Release
-from celery_triggers.delivery import Delivery
-from celery_triggers.dispatcher import Dispatcher
 from celery_triggers.engine.calls import END
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import trigger_managers
-from celery_triggers.publisher import BrokerDown, Job
+from celery_triggers.manager.controller import Release
+from celery_triggers.manager.delivery import Delivery
+from celery_triggers.runners.broker_thread import BrokerDown, Job
+from celery_triggers.runners.dispatcher import Dispatcher
 from celery_triggers.settings import Settings
 from celery_triggers.storages.base import StorageBackend
 from celery_triggers.wiring import StoredOutcome

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import OperationalError
 
+from celery_triggers.canvas.own_tasks import _end_with
 from celery_triggers.exceptions import StorageUnavailable
-from celery_triggers.own_tasks import _end_with
 from tests.simulation.facts import Actor
 from tests.simulation.storage import SimulatedStorageBackend
 

@@ -18,7 +18,7 @@ from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.instances import ENDING
 from celery_triggers.engine.step import LOST
 from celery_triggers.engine.transitions import BY_HAND, TRANSITIONS
-from celery_triggers.storages.document import Document
+from celery_triggers.storages.document.document import Document
 from celery_triggers.storages.records import Commit, Row, Taken, Write
 from tests.simulation.facts import (
     NOBODY,

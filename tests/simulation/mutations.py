@@ -7,10 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_triggers import overdue
-from celery_triggers.change import Change
-from celery_triggers.controller import Controller, Release
-from celery_triggers.delivery import Delivery
 from celery_triggers.engine import plans
 from celery_triggers.engine import step as engine_step
 from celery_triggers.engine.draft import Draft
@@ -18,11 +14,15 @@ from celery_triggers.engine.firing_step import FiringStep
 from celery_triggers.engine.instances import AGAIN, Instance
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import Status
-from celery_triggers.firings import Firings
-from celery_triggers.gates import GateEnd
-from celery_triggers.overdue_instance import OverdueInstance
+from celery_triggers.manager.change import Change
+from celery_triggers.manager.controller import Controller, Release
+from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.firings import Firings
+from celery_triggers.manager.gates import GateEnd
 from celery_triggers.storages.agenda import Agenda
-from celery_triggers.storages.document import Document
+from celery_triggers.storages.document.document import Document
+from celery_triggers.sweep import sweep as overdue
+from celery_triggers.sweep.overdue_instance import OverdueInstance
 from tests.simulation import scenario
 from tests.simulation.run import Focus
 

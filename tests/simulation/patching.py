@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from celery_triggers import change, delivery, firings, own_tasks, publisher
+from celery_triggers.canvas import own_tasks
+from celery_triggers.manager import change, delivery, firings
+from celery_triggers.runners import broker_thread as publisher
 from celery_triggers.storages import base as storage_base
 from celery_triggers.storages import memory as memory_storage
 from tests.simulation.world import World

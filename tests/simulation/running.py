@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import OperationalError
 
-from celery_triggers.context import TaskContext
-from celery_triggers.delivery import Delivery
 from celery_triggers.exceptions import InvalidFiring, StorageUnavailable
-from celery_triggers.firing import Run as FiringRun
+from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.firing import Run as FiringRun
+from celery_triggers.task import TaskContext
 from tests.simulation.facts import Actor, FiringFact
 from tests.simulation.world import Process
 

@@ -15,8 +15,8 @@ from celery_triggers.exceptions import (
     StorageUnavailable,
     UnknownInstance,
 )
-from celery_triggers.gates import apply_gate, revoke_gate
 from celery_triggers.manager import FinalizingTriggerManager, TriggerManager
+from celery_triggers.manager.gates import apply_gate, revoke_gate
 from tests.simulation.application import SimulatedApplication
 from tests.simulation.facts import Actor, FiringFact
 from tests.simulation.gates import GateFact

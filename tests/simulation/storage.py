@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.settings import Settings
-from celery_triggers.storages.document import Document
+from celery_triggers.storages.document.document import Document
 from celery_triggers.storages.memory import MemoryStorageBackend
 from celery_triggers.storages.records import Commit, Request, Row, Slice, Taken, Write
 from tests.simulation.ledger import Ledger

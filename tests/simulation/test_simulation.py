@@ -10,7 +10,7 @@ import os
 import pytest
 
 from celery_triggers.engine.transitions import Status
-from celery_triggers.overdue import SweepReport
+from celery_triggers.sweep import SweepReport
 from tests.simulation.choices import Choices, shrink
 from tests.simulation.run import FAULTS, run_once, run_seed
 from tests.simulation.running import ENDINGS
@@ -79,7 +79,7 @@ def test_shrinking_leaves_what_matters():
 
 
 def test_a_violation_is_found_and_shrunk(monkeypatch):
-    from celery_triggers.delivery import Delivery
+    from celery_triggers.manager.delivery import Delivery
 
     monkeypatch.setattr(Delivery, 'beat_write', _beat_of_nobody(Delivery.beat_write))
     seed = next(seed for seed in range(SEED, SEED + 500) if run_seed(seed).violation)

@@ -14,11 +14,11 @@ from typing import Any
 
 from billiard.exceptions import WorkerLostError
 
-from celery_triggers.delivery import Delivery
 from celery_triggers.engine.calls import END
 from celery_triggers.exceptions import StorageUnavailable
-from celery_triggers.heart import Heart
-from celery_triggers.overdue import Sweep
+from celery_triggers.manager.delivery import Delivery
+from celery_triggers.sweep import Sweep
+from celery_triggers.worker.heart import Heart
 from tests.simulation.application import SimulatedApplication
 from tests.simulation.broker import Message
 from tests.simulation.ending import EndRun

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from celery_triggers.storages.sql_database import databases
+from celery_triggers.storages.sql.database import databases
 from celery_triggers.testing.media import Medium
 from tests import media
 from tests.sql.places import engine_of

@@ -9,9 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from celery_triggers.manager import TriggerManager
-from celery_triggers.overdue import Sweep, SweepReport
-from celery_triggers.storages.sql_database import SQLDatabase
-from celery_triggers.storages.sql_dialects import dialect_of
+from celery_triggers.storages.sql.database import SQLDatabase
+from celery_triggers.storages.sql.dialects import dialect_of
+from celery_triggers.sweep import Sweep, SweepReport
 from celery_triggers.testing.media import Medium
 from tests.waiting import eventually
 

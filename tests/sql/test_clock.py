@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from celery_triggers.engine.session import Plan
-from celery_triggers.storages.relational_database import Wanted
+from celery_triggers.storages.relational.database import Wanted
 from celery_triggers.testing.conformance.support import delivery
 from celery_triggers.testing.media import Medium
 from tests.sql.places import connected, database_of
@@ -23,7 +23,7 @@ WRONG = 1_000_000_000
 
 @pytest.fixture
 def wrong_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('celery_triggers.storages.sql_dialects.host_time', lambda: WRONG)
+    monkeypatch.setattr('celery_triggers.storages.sql.dialects.host_time', lambda: WRONG)
 
 
 def test_a_transaction_sees_time_go_on(medium: Medium):

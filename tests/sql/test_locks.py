@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
 from celery_triggers.manager import TriggerManager
-from celery_triggers.storages.relational import key
+from celery_triggers.storages.relational.backend import key
 from celery_triggers.testing.conformance.support import delivery, fired, statuses
 from celery_triggers.testing.media import Medium
 from tests.sql.places import (

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from celery_triggers.delivery import Delivery
+from celery_triggers.manager.delivery import Delivery
 from celery_triggers.storages.records import Write
-from celery_triggers.storages.relational import UIDS_AT_ONCE
-from celery_triggers.storages.sql_database import SQLDatabase
+from celery_triggers.storages.relational.backend import UIDS_AT_ONCE
+from celery_triggers.storages.sql.database import SQLDatabase
 from celery_triggers.testing.conformance.support import application_of, delivery
 from celery_triggers.testing.media import Medium
 from tests.sql.conftest import SQL, drop, opened

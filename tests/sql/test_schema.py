@@ -19,8 +19,8 @@ import sqlalchemy as sa
 
 from celery_triggers.exceptions import StorageNotConfigured
 from celery_triggers.manager import TriggerManager
-from celery_triggers.storages.sql_database import MOST_PREFIX, SQLDatabase, ddl
-from celery_triggers.storages.sql_schema import LATEST, steps_after
+from celery_triggers.storages.sql.database import MOST_PREFIX, SQLDatabase, ddl
+from celery_triggers.storages.sql.schema import LATEST, steps_after
 from celery_triggers.testing.conformance.support import delivery, fired, statuses
 from celery_triggers.testing.media import Medium
 from tests.sql.places import connected, database_of, sweep

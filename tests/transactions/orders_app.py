@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from celery import Celery
 
-from celery_triggers.storages.sql_dialects import dialect_of
+from celery_triggers.storages.sql.dialects import dialect_of
 
 ENVIRONMENT = 'TRIGGERS_TEST_ORDERS'
 

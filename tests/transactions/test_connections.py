@@ -20,10 +20,10 @@ from celery_triggers.exceptions import (
     InvalidFiring,
     TriggersError,
 )
-from celery_triggers.firing import Run
 from celery_triggers.manager import TriggerManager
-from celery_triggers.overdue import Sweep
-from celery_triggers.storages.sql_dialects import dialect_of
+from celery_triggers.manager.firing import Run
+from celery_triggers.storages.sql.dialects import dialect_of
+from celery_triggers.sweep import Sweep
 from celery_triggers.testing.conformance.support import delivery, fired, statuses
 from celery_triggers.testing.media import Medium
 from tests import media
@@ -305,7 +305,7 @@ class die_before_applying:
     def __enter__(self) -> None:
         self.context = self.monkeypatch.context()
         patch = self.context.__enter__()
-        patch.setattr('celery_triggers.storages.sql.when_committed', lambda *_: None)
+        patch.setattr('celery_triggers.storages.sql.backend.when_committed', lambda *_: None)
 
     def __exit__(self, *exc: Any) -> None:
         self.context.__exit__(*exc)

@@ -24,7 +24,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from celery_triggers.firings import Firings
+from celery_triggers.manager.firings import Firings
 from celery_triggers.storages.relational import RelationalStorageBackend
 from celery_triggers.testing.conformance.test_forks import in_child
 from tests import servers, waiting

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from celery_triggers.controller import Release
-from celery_triggers.delivery import Delivery, exception_facts
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.manager import Firing, TriggerManager
+from celery_triggers.manager.controller import Release
+from celery_triggers.manager.delivery import Delivery, exception_facts
 from celery_triggers.registry import trigger_managers
 from celery_triggers.settings import Settings
 from celery_triggers.storages.memory import MemoryStorageBackend

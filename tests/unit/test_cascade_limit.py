@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from celery_triggers.context import TaskContext
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.cycles import loop_through
 from celery_triggers.exceptions import CascadeLimitExceeded, ClaimLost
-from celery_triggers.firing import Run
+from celery_triggers.manager.firing import Run
+from celery_triggers.task import TaskContext
 from tests.unit.conftest import World
 
 

@@ -12,7 +12,7 @@ from celery import Celery
 from celery.bin.celery import celery
 from click.testing import CliRunner, Result
 
-from celery_triggers.storages.sql_schema import LATEST
+from celery_triggers.storages.sql.schema import LATEST
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_triggers.context import TaskContext
 from celery_triggers.exceptions import StorageUnavailable
+from celery_triggers.task import TaskContext
 from celery_triggers.testing.conformance.support import lose_answer
 from tests.unit.conftest import World
 from tests.unit.test_cascade_limit import run_of

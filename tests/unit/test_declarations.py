@@ -395,7 +395,7 @@ def test_an_application_is_finalized_by_a_task_that_looks_at_triggers_when_bound
 def test_a_request_class_of_ones_own_gets_what_a_claim_needs() -> None:
     from celery.worker.request import Request
 
-    from celery_triggers.request import TriggerRequest
+    from celery_triggers.worker.request import TriggerRequest
 
     class Traced(Request):
         pass

@@ -78,7 +78,7 @@ def test_a_storage_that_goes_away_while_an_instance_is_failed_is_not_the_callers
     app: Any, runner: Any, monkeypatch: Any, caplog: Any
 ) -> None:
     """An error with the id of that other change would let the caller fire twice."""
-    from celery_triggers.delivery import Delivery
+    from celery_triggers.manager.delivery import Delivery
 
     def down(*_: Any, **__: Any) -> None:
         raise StorageUnavailable('gone')

@@ -16,7 +16,7 @@ from celery_triggers.engine.configuration import Configuration
 from celery_triggers.exceptions import InvalidConfiguration, MissingExtra
 from celery_triggers.loading import configuration_in, load_configuration
 from celery_triggers.loading.in_json import read_json
-from celery_triggers.workflow import Workflows
+from celery_triggers.task.workflow import Workflows
 
 WHOLE = {
     't_ship': {

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from celery_triggers import Status
-from celery_triggers.delivery import exception_facts
 from celery_triggers.engine.transitions import RESOLVED, TRANSITIONS, Event
 from celery_triggers.exceptions import (
     InvalidConfiguration,
@@ -17,6 +16,7 @@ from celery_triggers.exceptions import (
     UnknownInstance,
     with_context,
 )
+from celery_triggers.manager.delivery import exception_facts
 
 
 @pytest.mark.parametrize(

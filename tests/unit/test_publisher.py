@@ -16,7 +16,7 @@ from celery import Celery, signals
 from kombu.exceptions import OperationalError
 from redis.exceptions import ReadOnlyError, ResponseError
 
-from celery_triggers import publisher
+from celery_triggers.runners import broker_thread as publisher
 from celery_triggers.storages.memory import MemoryStorageBackend
 from tests.waiting import eventually
 

@@ -29,7 +29,7 @@ from celery_triggers.contrib.django.showing import head_of, know_reasons, know_s
 from celery_triggers.contrib.django.transaction import between
 from celery_triggers.engine.transitions import RESOLVED, UNHAPPY, Status
 from celery_triggers.exceptions import TriggersError
-from celery_triggers.storages.relational import kept, told
+from celery_triggers.storages.relational.backend import kept, told
 from celery_triggers.storages.view import moment
 
 __all__ = ['InstanceAdmin', 'SessionAdmin']

@@ -16,8 +16,8 @@ from celery_triggers.contrib.django.transaction import DjangoTransaction
 from celery_triggers.exceptions import StorageNotConfigured, TriggersError
 from celery_triggers.forks import ForkGate
 from celery_triggers.storages.base import Shared
-from celery_triggers.storages.relational import key
-from celery_triggers.storages.relational_database import (
+from celery_triggers.storages.relational.backend import key
+from celery_triggers.storages.relational.database import (
     FORK_PATIENCE,
     LOCK_SECONDS,
     STATEMENT_SECONDS,

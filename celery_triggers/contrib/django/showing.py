@@ -14,7 +14,7 @@ from celery_triggers.engine.session import Head
 from celery_triggers.engine.transitions import UNHAPPY, Status
 from celery_triggers.exceptions import TriggersError
 from celery_triggers.storages.records import Row
-from celery_triggers.storages.relational import told
+from celery_triggers.storages.relational.backend import told
 from celery_triggers.storages.translation import head_from_text, row_to_instance
 from celery_triggers.storages.view import TaskInstance, moment
 

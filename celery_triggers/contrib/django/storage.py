@@ -10,7 +10,7 @@ from celery_triggers.exceptions import InvalidFiring
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
 from celery_triggers.storages.records import StoredFiring
-from celery_triggers.storages.relational import RelationalStorageBackend, kept
+from celery_triggers.storages.relational.backend import RelationalStorageBackend, kept
 
 ensure_ready()
 

@@ -24,7 +24,7 @@ from celery_triggers.contrib.django.models import (
     Waiting,
 )
 from celery_triggers.storages.records import STATE_COLUMNS, Commit, Row
-from celery_triggers.storages.relational_database import (
+from celery_triggers.storages.relational.database import (
     Clash,
     Found,
     NamedRow,

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from celery_triggers.delivery import Delivery
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import TriggerManager
+from celery_triggers.manager.delivery import Delivery
 from celery_triggers.storages.base import StorageBackend
 from celery_triggers.testing.media import FakeApplication
 

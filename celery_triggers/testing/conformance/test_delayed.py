@@ -18,7 +18,7 @@ from celery_triggers.exceptions import (
     TriggersError,
 )
 from celery_triggers.manager import Firing, TriggerManager
-from celery_triggers.overdue import OverdueFiring
+from celery_triggers.sweep.sweep import OverdueFiring
 from celery_triggers.testing.conformance.support import application_of, eventually, fired
 from celery_triggers.testing.conformance.test_sweep import did, dues, sweep, sweep_in_threads
 from celery_triggers.testing.media import Medium

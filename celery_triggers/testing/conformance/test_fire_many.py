@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celery_triggers.exceptions import EventConflict
-from celery_triggers.firing import ReadyFiring, fire_all
+from celery_triggers.manager.firing import ReadyFiring, fire_all
 from celery_triggers.testing.conformance.support import fired
 from celery_triggers.testing.media import FakeApplication, Medium
 

@@ -21,8 +21,8 @@ from celery_triggers.exceptions import (
     UnknownInstance,
 )
 from celery_triggers.manager import TriggerManager
-from celery_triggers.overdue import Sweep
 from celery_triggers.storages.records import Request
+from celery_triggers.sweep import Sweep
 from celery_triggers.testing.conformance.support import (
     application_of,
     before_commit,

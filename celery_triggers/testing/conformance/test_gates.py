@@ -14,8 +14,8 @@ from celery_triggers.engine.gates import Gate
 from celery_triggers.engine.instances import ENDING
 from celery_triggers.engine.session import Plan
 from celery_triggers.exceptions import InvalidConfiguration, InvalidTransition
-from celery_triggers.gates import GateEnd, apply_gate, revoke_gate
 from celery_triggers.manager import TriggerManager
+from celery_triggers.manager.gates import GateEnd, apply_gate, revoke_gate
 from celery_triggers.testing.conformance.support import (
     application_of,
     before_commit,

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from celery_triggers.delivery import Delivery
 from celery_triggers.engine.session import Plan
 from celery_triggers.exceptions import StorageUnavailable, with_context
 from celery_triggers.manager import TriggerManager
-from celery_triggers.overdue import Sweep, SweepReport
+from celery_triggers.manager.delivery import Delivery
 from celery_triggers.storages.records import Write
+from celery_triggers.sweep import Sweep, SweepReport
 from celery_triggers.testing.conformance.support import (
     application_of,
     before_commit,
