@@ -33,7 +33,7 @@ class StoredOutcome:
 
 
 class Application(Protocol):
-    """What storages and managers ask of an application: ``app.triggers``."""
+    """What storages and managers ask of an application, see :mod:`celery_triggers.services`."""
 
     settings: Settings
 
@@ -59,7 +59,12 @@ class Application(Protocol):
         """Return the Celery result of a task."""
 
 
+def services_of(app: Any) -> Any:
+    """Return the :class:`~celery_triggers.services.Services` of a Celery application."""
+    return import_module('celery_triggers.app').services_of(app)
+
+
 def current_application() -> Application:
-    """Return ``app.triggers`` of the current Celery application."""
-    application: Application = import_module('celery_triggers.app').current_triggers()
+    """Return what stands behind ``app.triggers`` of the current Celery application."""
+    application: Application = import_module('celery_triggers.app').current_services()
     return application

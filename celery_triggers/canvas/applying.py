@@ -26,6 +26,7 @@ from celery_triggers.exceptions import (
 )
 from celery_triggers.manager.gates import apply_gate
 from celery_triggers.task.task import header_of
+from celery_triggers.wiring import services_of
 
 __all__ = ['Applying']
 
@@ -95,7 +96,7 @@ class Applying:
         return self._result()
 
     def _manager(self) -> Any:
-        return self.app.triggers.session(self.uid)
+        return services_of(self.app).session(self.uid)
 
     def _store(self, manager: Any, waits: Any = None) -> Any:
         self._check_alone()
@@ -164,7 +165,7 @@ class Applying:
 
     def _show_waiting(self, instance: str) -> None:
         if not self._ignores_result:
-            self.app.triggers.show_waiting(self.task_id, self.uid, instance)
+            services_of(self.app).show_waiting(self.task_id, self.uid, instance)
 
     @property
     def _ignores_result(self) -> bool:
@@ -181,7 +182,7 @@ class Applying:
     def _warn(self) -> None:
         if self.options.get('chord'):
             warn_about_join(self.app, self.config, self.gate.spoken.get('until'))
-        if not self.app.triggers.is_attended:
+        if not services_of(self.app).is_attended:
             _warn_once('unattended', (
                 'a gate is applied in a worker that does not look after sessions: set '
                 'triggers_storage, so that its workers sweep'
@@ -205,7 +206,7 @@ class Applying:
         if outcome.value is not Status.SCHEDULED:
             manager.follow_up(outcome)
             return EagerResult(self.task_id, None, states.IGNORED, name=self.gate.task)
-        return self.app.triggers.run_here(manager, outcome, self.task_id)
+        return services_of(self.app).run_here(manager, outcome, self.task_id)
 
     def _holds(self, manager: Any) -> bool:
         """Tell whether it would be released at once."""

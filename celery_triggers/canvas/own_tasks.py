@@ -50,11 +50,11 @@ PATIENCE = 10.0
 _DOWN = (OperationalError, OSError, StorageUnavailable)
 
 
-def add_own_tasks(triggers: Any) -> None:
+def add_own_tasks(services: Any) -> None:
     """Register them with an application.
 
     Args:
-        triggers: ``app.triggers``.
+        services: Of the application.
     """
     durable: dict[str, Any] = {
         'bind': True,
@@ -65,20 +65,20 @@ def add_own_tasks(triggers: Any) -> None:
         'retry_backoff': True,
         'max_retries': None,
     }
-    app = triggers.app
-    app.task(name=FIRE, **durable)(_fire_with(triggers))
-    app.task(name=END, ignore_result=True, **durable)(_end_with(triggers))
+    app = services.app
+    app.task(name=FIRE, **durable)(_fire_with(services))
+    app.task(name=END, ignore_result=True, **durable)(_end_with(services))
     app.task(name=RUN, bind=True, shared=False, base=TriggerTask)(_run)
-    app.task(name='celery_triggers.replacement_failed', **durable)(_replacement_failed(triggers))
+    app.task(name='celery_triggers.replacement_failed', **durable)(_replacement_failed(services))
     app.task(name='celery_triggers.replacement_finished', **durable)(
-        _replacement_finished(triggers)
+        _replacement_finished(services)
     )
 
 
 # ----------------------------------------------------------------------- fire
 
 
-def _fire_with(triggers: Any) -> Any:
+def _fire_with(services: Any) -> Any:
     def fire(
         self: Any,
         *args: Any,
@@ -98,8 +98,8 @@ def _fire_with(triggers: Any) -> Any:
         """
         previous, uid, trigger_name, given = _spoken(args, uid, trigger_name, trigger_kwargs)
         kwargs = {**given, **cascade_kwargs(previous)}
-        triggers.fire(
-            uid, trigger_name, kwargs, event_id=event_id or f'{FIRE}:{self.request.id}'
+        services.session(uid).fire(
+            trigger_name, kwargs, event_id=event_id or f'{FIRE}:{self.request.id}'
         )
         return kwargs
 
@@ -172,7 +172,7 @@ def _given(canvas: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], app: A
 # ------------------------------------------------------------------------ end
 
 
-def _end_with(triggers: Any) -> Any:
+def _end_with(services: Any) -> Any:
     def end(
         self: Any, header: Mapping[str, Any], end: Mapping[str, Any], request: Mapping[str, Any]
     ) -> None:
@@ -186,7 +186,7 @@ def _end_with(triggers: Any) -> Any:
             end: How it ended: ``{"status", "reason", "missing", "message", "result"}``.
             request: What its message would have had, see :class:`celery.app.task.Context`.
         """
-        manager = triggers.session(
+        manager = services.session(
             str(header['uid']), str(header['manager']), str(header['storage'])
         )
         # More than the message's id: that may come twice.
@@ -254,18 +254,18 @@ def _note_done(ending: GateEnd) -> None:
 # --------------------------------------------------------------- replacements
 
 
-def _replacement_finished(triggers: Any) -> Any:
+def _replacement_finished(services: Any) -> Any:
     def replacement_finished(self: Any, result: Any, header: dict[str, Any]) -> None:
         """End a trigger task with the result of the gate that took its place."""
-        triggers.delivery(header, header.get('claim', '')).finish(result)
+        services.delivery(header, header.get('claim', '')).finish(result)
 
     return replacement_finished
 
 
-def _replacement_failed(triggers: Any) -> Any:
+def _replacement_failed(services: Any) -> Any:
     def replacement_failed(self: Any, task_id: str, header: dict[str, Any]) -> None:
         """End a trigger task with the failure of what took its place."""
-        result = triggers.app.AsyncResult(task_id)
+        result = services.app.AsyncResult(task_id)
         try:
             # The callbacks of a chord are sent before the chord's failure is stored.
             stored = result.ready()
@@ -275,7 +275,7 @@ def _replacement_failed(triggers: Any) -> Any:
             stored, exc = True, None
         if not stored and self.request.retries < 5:
             raise self.retry(countdown=0.2)
-        delivery = triggers.delivery(header, header.get('claim', ''))
+        delivery = services.delivery(header, header.get('claim', ''))
         delivery.fail('raised', exception_facts(exc))
 
     return replacement_failed

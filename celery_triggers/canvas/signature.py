@@ -19,6 +19,7 @@ from celery_triggers.engine.gates import gate_config
 from celery_triggers.engine.names import check_uid, problem_with_task_name
 from celery_triggers.exceptions import InvalidConfiguration
 from celery_triggers.task.task import header_of
+from celery_triggers.wiring import services_of
 
 __all__ = ['Gate', 'fire', 'gate']
 
@@ -125,7 +126,7 @@ def _resolved(signature: Any, value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         members = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
         return [_resolved(signature, member) for member in members]
-    trigger_of = signature.app.triggers.trigger_of
+    trigger_of = services_of(signature.app).trigger_of
     if isinstance(value, Condition):
         return value.resolved(trigger_of)
     return trigger_of(value)

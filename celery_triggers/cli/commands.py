@@ -38,8 +38,9 @@ def schema(ctx: Any, version: int, url: str | None, prefix: str | None) -> None:
     from celery_triggers.storages.sql import SQLStorageBackend
     from celery_triggers.storages.sql.database import ddl
     from celery_triggers.storages.sql.schema import LATEST
+    from celery_triggers.wiring import services_of
 
-    settings = ctx.obj.app.triggers.settings
+    settings = services_of(ctx.obj.app).settings
     try:
         if url is None:
             key, url = settings.storage_location()

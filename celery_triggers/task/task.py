@@ -29,6 +29,7 @@ from celery_triggers.manager import TriggerManager
 from celery_triggers.manager.delivery import Delivery, exception_facts, is_header, uptime
 from celery_triggers.manager.firing import Run
 from celery_triggers.task.context import TaskContext
+from celery_triggers.wiring import services_of
 
 __all__ = ['TaskContext', 'TriggerTask', 'current_context']
 
@@ -241,7 +242,7 @@ class TriggerTask(_BaseTask):
         if not token:
             token = request.triggers_token = secrets.token_hex(8)
         app: Any = self.app
-        delivery: Delivery = app.triggers.delivery(header, token)
+        delivery: Delivery = services_of(app).delivery(header, token)
         delivery.loss = self._loss()
         # Its own token and not this one, or a doubled message would run twice.
         delivery.inherits = str(header.get('claim') or '')
@@ -280,9 +281,7 @@ class TriggerTask(_BaseTask):
         if delivery is not None:
             self._ask(delivery, delivery.claim)
             if self.request.is_eager:
-                self.app.triggers.beat_while(  # type: ignore[attr-defined]
-                    self.request, delivery
-                )
+                services_of(self.app).renew_while(self.request, delivery)
             if not self.takes_context:
                 # The sender may have known it as a task that takes a context.
                 kwargs.pop('trigger_kwargs', None)
@@ -502,7 +501,7 @@ def current_context() -> TaskContext:
         raise TriggersError('no task that was released by a trigger runs here')
     if isinstance(task, TriggerTask):
         return task._context((task.request.kwargs or {}).get('trigger_kwargs'))
-    delivery = task.app.triggers.delivery(header, '')
+    delivery = services_of(task.app).delivery(header, '')
     return TaskContext(
         delivery.manager,
         delivery.name,

@@ -194,8 +194,9 @@ def _beside_that(one: Declaration, other: Declaration) -> str:
 class Workflow:
     """The trigger tasks of the sessions whose uid begins with a prefix."""
 
-    def __init__(self, triggers: Any, prefix: str):
+    def __init__(self, triggers: Any, services: Any, prefix: str):
         self._triggers = triggers
+        self._services = services
         self.prefix = prefix
 
     def __repr__(self) -> str:
@@ -204,8 +205,8 @@ class Workflow:
     @property
     def tasks(self) -> dict[str, TaskConfig]:
         """Its trigger tasks by name."""
-        self._triggers.learn_tasks()
-        return dict(self._triggers.workflows.of_prefix(self.prefix))
+        self._services.learn_tasks()
+        return dict(self._services.workflows.of_prefix(self.prefix))
 
     def trigger_task(self, *args: Any, **options: Any) -> Any:
         """As ``app.trigger_task``, for this workflow."""

@@ -16,6 +16,7 @@ from celery_triggers.runners import ThreadingTaskRunner
 from celery_triggers.storages.memory import MemoryStorageBackend
 from celery_triggers.storages.view import TaskInstance
 from celery_triggers.task import TaskContext
+from celery_triggers.wiring import services_of
 
 __all__ = ['TriggersKit', 'context']
 
@@ -47,7 +48,7 @@ def context(
         storage = MemoryStorageBackend(
             uid or f'test:{uuid.uuid4()}',
             f'memory://{uuid.uuid4()}',
-            application=_Alone(app.triggers),
+            application=_Alone(services_of(app)),
         )
         manager = TriggerManager(storage)
     return _TestContext(manager, instance_name, dict(trigger_kwargs or {}))
@@ -56,10 +57,10 @@ def context(
 class _Alone:
     """An application whose released tasks go nowhere."""
 
-    def __init__(self, triggers: Any):
-        self.settings = triggers.settings
-        self.configuration_for = triggers.configuration_for
-        self.async_result = triggers.async_result
+    def __init__(self, services: Any):
+        self.settings = services.settings
+        self.configuration_for = services.configuration_for
+        self.async_result = services.async_result
 
     def check_storage(self, storage: Any) -> None:
         """Let sessions be anywhere: nobody else looks for them."""

@@ -13,6 +13,7 @@ from celery import bootsteps
 from celery_triggers.exceptions import StorageUnavailable, TriggersError
 from celery_triggers.forks import ForkGate
 from celery_triggers.sweep import SweepReport
+from celery_triggers.wiring import services_of
 from celery_triggers.worker.heart import BEATS, Heart
 from celery_triggers.worker.held import deliveries_of, end
 from celery_triggers.worker.revocations import Revocations
@@ -29,11 +30,11 @@ class Sweeper:
     """A thread that sweeps every ``triggers_sweep_interval`` seconds, or when more is due.
 
     Args:
-        triggers: ``app.triggers``.
+        services: Of the worker's application.
     """
 
-    def __init__(self, triggers: Any):
-        self._triggers = triggers
+    def __init__(self, services: Any):
+        self._services = services
         self._stopped = threading.Event()
         self._gate = ForkGate(patience=1.0, outer=True)
         self._thread = threading.Thread(
@@ -55,7 +56,7 @@ class Sweeper:
 
     def _pass(self) -> float:
         """Sweep once; return for how many seconds to pause."""
-        settings = self._triggers.settings
+        settings = self._services.settings
         interval = float(settings.sweep_interval)
         if not interval:
             return 10.0
@@ -83,7 +84,7 @@ class Sweeper:
         return max(pause, LEAST_PAUSE)
 
     def _sweep(self) -> SweepReport:
-        sweep = self._triggers.new_sweep()
+        sweep = self._services.new_sweep()
         with self._gate:
             taken = sweep.take()
         for due in taken.entries:
@@ -116,20 +117,20 @@ class SweeperStep(bootsteps.StartStopStep):
         self.revocations: Revocations | None = None
 
     def start(self, parent: Any) -> None:
-        triggers = parent.app.triggers
+        services = services_of(parent.app)
         try:
-            triggers.settings.frozen().storage_location()
+            services.settings.frozen().storage_location()
         except TriggersError:
             # An application without a storage has no sessions.
             return
         if self.sweeper is None:
             self.heart = Heart(
                 lambda: deliveries_of(parent.app),
-                lambda: float(triggers.settings.lease) / BEATS,
+                lambda: float(services.settings.lease) / BEATS,
             )
-            self.sweeper = Sweeper(triggers)
+            self.sweeper = Sweeper(services)
             self.revocations = Revocations(
-                triggers, lambda: float(triggers.settings.sweep_interval) or 10.0
+                services, lambda: float(services.settings.sweep_interval) or 10.0
             )
             self.revocations.start()
             self.heart.start()

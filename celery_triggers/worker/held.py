@@ -18,6 +18,7 @@ from celery.worker import state as worker_state
 
 from celery_triggers.exceptions import TriggersError
 from celery_triggers.manager.delivery import Delivery, is_header
+from celery_triggers.wiring import services_of
 from celery_triggers.worker.report_queue import Reporter
 
 __all__ = [
@@ -85,13 +86,13 @@ def _is_held(request: Any) -> bool:
 def delivery_of(app: Any, header: Mapping[str, Any], token: str) -> Delivery | None:
     """Return the delivery that a header and a token stand for, ``None`` if it is nobody's."""
     try:
-        delivery: Delivery = app.triggers.delivery(header, token)
+        delivery: Delivery = services_of(app).delivery(header, token)
     except TriggersError as exc:
         # A header is data that anybody can send: what it names must be registered here.
         logger.warning('a message with the header %r is ignored: %s', dict(header), exc)
         return None
     # An outcome that no storage takes is offered for as long as the claim holds.
-    delivery.patience = float(app.triggers.settings.lease)
+    delivery.patience = float(services_of(app).settings.lease)
     delivery.unmoved_by = (SoftTimeLimitExceeded,)
     return delivery
 

@@ -31,20 +31,20 @@ PAUSE = 0.5
 MOST_LOOKED_UP = 1000
 
 
-def revoke_waiting(triggers: Any, task_ids: list[str]) -> int:
+def revoke_waiting(services: Any, task_ids: list[str]) -> int:
     """Revoke the gates that wait under these task ids; return how many did.
 
     Args:
-        triggers: ``app.triggers``.
+        services: Of the application.
 
     Raises:
         StorageUnavailable: The storage did not answer; calling again is safe.
     """
-    key, url = triggers.settings.frozen().storage_location()
-    found = storage_backends.get_class(key).gates(url, triggers.settings.frozen(), task_ids)
+    key, url = services.settings.frozen().storage_location()
+    found = storage_backends.get_class(key).gates(url, services.settings.frozen(), task_ids)
     revoked = 0
     for task_id, (uid, name) in found.items():
-        if revoke_gate(triggers.session(uid), name, task_id):
+        if revoke_gate(services.session(uid), name, task_id):
             logger.info('%s of session %r was revoked while it waited', name, uid)
             revoked += 1
     return revoked
@@ -54,12 +54,12 @@ class Revocations:
     """A thread that revokes the gates whose ids this worker is told of.
 
     Args:
-        triggers: ``app.triggers``.
+        services: Of the application.
         interval: Returns after how many seconds ids are looked up again.
     """
 
-    def __init__(self, triggers: Any, interval: Callable[[], float]):
-        self._triggers = triggers
+    def __init__(self, services: Any, interval: Callable[[], float]):
+        self._services = services
         self._interval = interval
         self._stopped = threading.Event()
         self._gate = ForkGate(patience=1.0, outer=True)
@@ -97,7 +97,7 @@ class Revocations:
         new = [task_id for task_id in ids if task_id not in self._seen]
         if new:
             with self._gate:
-                revoke_waiting(self._triggers, new)
+                revoke_waiting(self._services, new)
             # Not before: they are looked up again where the storage was down.
             self._seen.update(new)
 

@@ -15,6 +15,7 @@ import redis
 
 from celery_triggers.storages import CacheStorageBackend
 from celery_triggers.testing.conformance.support import eventually
+from celery_triggers.wiring import services_of
 from tests.processes import end
 from tests.servers import BROKER_DB, CONFORMANCE_DB, redis_url
 
@@ -93,7 +94,7 @@ def test_a_session_stays_where_it_is_and_for_how_long(app: Any, place: str):
     assert result['pid'] != os.getpid()
     left = seconds_left(storage)
     assert left is None if timeout is None else timeout - 60 < left <= timeout
-    assert app.triggers.storage(storage.uid).exists == (storage.elsewhere is None)
+    assert services_of(app).storage(storage.uid).exists == (storage.elsewhere is None)
     assert list(app.triggers.sessions(storage.uid)) == [storage.uid] * (storage.elsewhere is None)
 
 
@@ -105,7 +106,7 @@ def test_a_worker_sends_what_was_not_sent_and_keeps_to_the_timeout(
     manager = manager_at(app, place)
     timeout = PLACES[place][1]
     with monkeypatch.context() as dead:
-        dead.setattr(app.triggers._dispatcher, 'dispatch', lambda releases: 0)
+        dead.setattr(services_of(app)._dispatcher, 'dispatch', lambda releases: 0)
         manager.fire('go')
     storage = manager.storage
     eventually(lambda: 't_second#0' in storage and storage['t_second#0'].result)
@@ -121,6 +122,6 @@ def test_a_message_that_names_a_cache_that_is_not_there_runs_nothing(app: Any):
         'incarnation': 'i', 'instance': 't_first#0', 'task_id': 'x', 'attempt': 0,
     }
     with pytest.raises(Exception, match="CACHES has no 'nowhere'"):
-        app.triggers.delivery(header, 'token')
+        services_of(app).delivery(header, 'token')
     with pytest.raises(Exception, match='workers look for sessions in'):
-        app.triggers.delivery({**header, 'storage': 'redis', 'place': 'redis://x'}, 'token')
+        services_of(app).delivery({**header, 'storage': 'redis', 'place': 'redis://x'}, 'token')

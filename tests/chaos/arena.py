@@ -12,6 +12,7 @@ from typing import Any
 
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.registry import storage_backends
+from celery_triggers.wiring import services_of
 from tests.chaos import chaos_app, expect, points
 from tests.chaos.journal import Journal
 from tests.chaos.nursery import Nursery
@@ -254,9 +255,9 @@ class Arena:
 
     def dues(self) -> list[tuple[str, str, int]]:
         """Return every due date of the storage."""
-        key, url = self.app.triggers.settings.storage_location()
+        key, url = services_of(self.app).settings.storage_location()
         class_: Any = storage_backends.get_class(key)
-        return [tuple(due) for due in class_.due_dates(url, self.app.triggers.settings)]
+        return [tuple(due) for due in class_.due_dates(url, services_of(self.app).settings)]
 
     def open_orders(self) -> list[str]:
         return points.open_orders(self.folder)

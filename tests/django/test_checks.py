@@ -214,8 +214,8 @@ def test_a_project_without_a_celery_application(project: Any):
 def test_settings_come_from_django(project: Any):
     done = project(
         f"{MANAGE}(['manage.py', 'check', '--fail-level', 'WARNING'])\n"
-        'from proj import app\n'
-        'print(app.triggers.settings.lease, app.triggers.session("x").storage.alias)\n'
+        'from celery_triggers.wiring import services_of; from proj import app\n'
+        'print(services_of(app).settings.lease, app.triggers.session("x").storage.alias)\n'
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.replace('(1 sil', '(0 sil').splitlines() == [

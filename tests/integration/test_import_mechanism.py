@@ -6,6 +6,8 @@ import textwrap
 
 import pytest
 
+from celery_triggers.wiring import services_of
+
 THREE_LINES = textwrap.dedent("""
     from celery import Celery
     app = Celery('shop', broker='memory://', task_cls='celery_triggers:TriggerTask')
@@ -420,7 +422,7 @@ class TestSettings:
             CELERY_TRIGGERS_UNHEARD = 'raise'
 
         app.config_from_object(Config, namespace='CELERY')
-        settings = app.triggers.settings
+        settings = services_of(app).settings
         assert settings.storage_location() == ('redis', 'redis://localhost:6379/11')
         assert (settings.key_prefix, settings.manager) == ('shop', 'finalizing')
         assert (settings.history_limit, settings.lease, settings.unheard) == (7, 90, 'raise')
@@ -432,15 +434,15 @@ class TestSettings:
             triggers_key_prefix = 'shop'
 
         app.config_from_object(Config)
-        assert app.triggers.settings.storage_location() == ('redis', 'redis://localhost:6379/11')
-        assert app.triggers.settings.key_prefix == 'shop'
+        assert services_of(app).settings.storage_location() == ('redis', 'redis://localhost:6379/11')
+        assert services_of(app).settings.key_prefix == 'shop'
 
     def test_a_setting_that_is_changed_later_counts(self, app):
         app.conf.triggers_key_prefix = 'one'
-        assert app.triggers.settings.key_prefix == 'one'
+        assert services_of(app).settings.key_prefix == 'one'
         app.conf.triggers_key_prefix = 'two'
-        assert app.triggers.settings.key_prefix == 'two'
+        assert services_of(app).settings.key_prefix == 'two'
         app.conf.update(triggers_key_prefix='three')
-        assert app.triggers.settings.key_prefix == 'three'
+        assert services_of(app).settings.key_prefix == 'three'
         app.config_from_object({'triggers_lease': 90}, force=True)
-        assert app.triggers.settings.lease == 90
+        assert services_of(app).settings.lease == 90

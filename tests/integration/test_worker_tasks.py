@@ -10,6 +10,7 @@ import integration_app
 import pytest
 
 from celery_triggers.exceptions import TriggersError
+from celery_triggers.wiring import services_of
 
 
 class TestKindsOfTasks:
@@ -180,7 +181,7 @@ class TestManagers:
 
     def test_a_manager_that_is_not_registered_is_refused_at_its_first_fire(self, worker):
         uid = worker.uid('managers')
-        manager = integration_app.UnregisteredManager(worker.app.triggers.storage(uid))
+        manager = integration_app.UnregisteredManager(services_of(worker.app).storage(uid))
         with pytest.raises(TriggersError, match='UnregisteredManager is not registered'):
             manager.fire('go')
         assert not worker.storage(uid).exists

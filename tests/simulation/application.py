@@ -165,7 +165,7 @@ class SimulatedApplication:
     # ------------------------------------------------------------------ helpers
 
     def delivery(self, header: Mapping[str, Any], token: str) -> Delivery:
-        """Return a delivery, as ``app.triggers.delivery`` does."""
+        """Return a delivery, as ``services_of(app).delivery`` does."""
         return Delivery(self.session(header['uid'], header['manager']), header, token)
 
     def session(self, uid: str, manager: str, storage: str = '') -> Any:

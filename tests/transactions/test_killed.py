@@ -27,6 +27,7 @@ import sqlalchemy as sa
 from celery_triggers.manager.firings import Firings
 from celery_triggers.storages.relational import RelationalStorageBackend
 from celery_triggers.testing.conformance.test_forks import in_child
+from celery_triggers.wiring import services_of
 from tests import servers, waiting
 from tests.processes import end
 from tests.transactions import orders_app
@@ -94,14 +95,14 @@ def _die_instead(owner: Any, name: str) -> Callable[[Any], None]:
 
 
 def _die_after_sending(app: Any) -> None:
-    real = app.triggers._dispatcher.dispatch
+    real = services_of(app)._dispatcher.dispatch
 
     def dispatch(releases: Any) -> int:
         sent: int = real(releases)
         die()
         return sent
 
-    app.triggers._dispatcher.dispatch = dispatch
+    services_of(app)._dispatcher.dispatch = dispatch
 
 
 #: Where a customer is killed, after what came before it went well.

@@ -25,6 +25,7 @@ from celery_triggers.exceptions import (
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import DEFAULTS
 from celery_triggers.storages.memory import MemoryStorageBackend
+from celery_triggers.wiring import services_of
 
 
 def make_app(**settings: Any) -> Any:
@@ -53,7 +54,7 @@ def test_a_trigger_task_gets_its_name_from_the_function_or_the_class(app: Any) -
         def _run(self, context: Any, *args: Any) -> int:
             return 7
 
-    assert set(app.triggers.configuration_for('x')) == {'t_ship', 't_importSubject'}
+    assert set(services_of(app).configuration_for('x')) == {'t_ship', 't_importSubject'}
     app.triggers.fire('x', 'a')
     assert app.triggers.session('x').storage['t_importSubject#0'].result == 7
 
@@ -72,8 +73,8 @@ def test_tasks_stand_for_their_trigger_names(app: Any) -> None:
     @app.trigger_task(after=any_of(one, all_of(Two, 'b')))
     def four(context: Any) -> None: ...
 
-    assert list(app.triggers.configuration_for('x')['t_four'].after) == ['t_one', 't_two', 'b']
-    three_config = app.triggers.configuration_for('x')['t_three']
+    assert list(services_of(app).configuration_for('x')['t_four'].after) == ['t_one', 't_two', 'b']
+    three_config = services_of(app).configuration_for('x')['t_three']
     assert list(three_config.after) == ['t_one', 't_two']
     assert three_config.and_every == 't_one'
     assert list(three_config.unless) == ['t_one']
@@ -88,7 +89,7 @@ def test_a_task_with_two_trigger_names_stands_for_neither(app: Any) -> None:
     def two(context: Any) -> None: ...
 
     with pytest.raises(InvalidConfiguration, match=r't_first.*t_second'):
-        app.triggers.configuration_for('x')
+        services_of(app).configuration_for('x')
 
 
 def test_stacked_decorators_make_several_trigger_tasks_of_one_task(app: Any) -> None:
@@ -96,8 +97,8 @@ def test_stacked_decorators_make_several_trigger_tasks_of_one_task(app: Any) -> 
     @app.trigger_task(after=['a'], trigger_name='t_first', sessions='one:')
     def task(context: Any) -> None: ...
 
-    assert set(app.triggers.configuration_for('one:1')) == {'t_first'}
-    assert set(app.triggers.configuration_for('two:1')) == {'t_second'}
+    assert set(services_of(app).configuration_for('one:1')) == {'t_first'}
+    assert set(services_of(app).configuration_for('two:1')) == {'t_second'}
 
 
 def test_a_plain_unless_list_of_several_is_refused_in_code(app: Any) -> None:
@@ -138,7 +139,7 @@ def test_one_name_from_two_tasks_in_overlapping_sessions_is_refused(app: Any) ->
         app.triggers.configure(
             {'t_x': {'after': ['b'], 'run': 'x'}, 't_y': {'after': ['b'], 'run': 'x'}}
         )
-    assert set(app.triggers.configuration_for('order:1')) == {'t_x'}, 'refused whole'
+    assert set(services_of(app).configuration_for('order:1')) == {'t_x'}, 'refused whole'
     app.triggers.workflow('ticket:').configure({'t_x': {'after': ['b'], 'run': 'x'}})
 
 
@@ -345,9 +346,9 @@ def test_a_task_that_nobody_knows_fails_alone(app: Any) -> None:
 def test_every_setting_has_a_default(app: Any) -> None:
     for name, default in DEFAULTS.items():
         if name not in ('triggers_storage',):
-            assert getattr(app.triggers.settings, name.removeprefix('triggers_')) == default
+            assert getattr(services_of(app).settings, name.removeprefix('triggers_')) == default
     with pytest.raises(AttributeError, match='triggers_nonsense'):
-        _ = app.triggers.settings.nonsense
+        _ = services_of(app).settings.nonsense
 
 
 def test_all_lists_what_the_namespaces_hold() -> None:
@@ -361,5 +362,5 @@ def test_all_lists_what_the_namespaces_hold() -> None:
 
 
 def test_memory_spaces_do_not_share_sessions(app: Any) -> None:
-    one = MemoryStorageBackend('x', 'memory://one', application=app.triggers)
+    one = MemoryStorageBackend('x', 'memory://one', application=services_of(app))
     assert not one.exists

@@ -16,6 +16,7 @@ from celery_triggers import all_of, any_of, fire, gate, kwarg, on
 from celery_triggers.canvas import Gate
 from celery_triggers.exceptions import InvalidConfiguration, TriggersError
 from celery_triggers.storages.memory import MemoryStorageBackend
+from celery_triggers.wiring import services_of
 
 
 @pytest.fixture
@@ -275,7 +276,7 @@ def test_a_session_is_not_deleted_before_the_end_of_its_gates_was_sent(tmp_path:
         app.triggers.delete('s')
     storage = app.triggers.session('s').storage
     assert str(storage['g#0'].status) == 'abandoned'
-    app.triggers.dispatch = lambda releases: [
+    services_of(app).dispatch = lambda releases: [
         storage.write(release.confirm_write()) for release in releases
     ]
     [gate_] = storage

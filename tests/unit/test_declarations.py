@@ -23,6 +23,7 @@ from celery_triggers.exceptions import (
 from celery_triggers.manager import TriggerManager
 from celery_triggers.storages.memory import MemoryStorageBackend
 from celery_triggers.storages.redis import RedisStorageBackend
+from celery_triggers.wiring import services_of
 from tests.unit.test_application import make_app
 
 
@@ -247,7 +248,7 @@ def test_a_database_that_redis_does_not_have_is_named() -> None:
 def test_the_broker_of_the_environment_counts(monkeypatch: Any) -> None:
     monkeypatch.setenv('CELERY_BROKER_URL', 'redis://elsewhere/7')
     app: Any = Celery('env', set_as_current=False)
-    assert app.triggers.settings.storage_location() == ('redis', 'redis://elsewhere/7')
+    assert services_of(app).settings.storage_location() == ('redis', 'redis://elsewhere/7')
     app.conf.triggers_storage = 'memory'
     with pytest.raises(StorageNotConfigured, match='this process alone'):
         app.triggers.fire('x', 'a')
@@ -260,14 +261,14 @@ def real(app: Any) -> Any:
     app.conf.update(broker_url='redis://localhost', task_always_eager=False,
                     triggers_storage='sqlite:///nowhere.db')
     app.triggers.configure({'t_x': {'after': ['a'], 'run': 'x'}})
-    return app.triggers
+    return app
 
 
 @pytest.mark.parametrize('open_', [
-    lambda triggers: triggers.session('x', storage='memory'),
-    lambda triggers: TriggerManager(MemoryStorageBackend('x', application=triggers)),
-    lambda triggers: TriggerManager(
-        RedisStorageBackend('x', 'redis://:secret@localhost/3', application=triggers)
+    lambda app: app.triggers.session('x', storage='memory'),
+    lambda app: TriggerManager(MemoryStorageBackend('x', application=services_of(app))),
+    lambda app: TriggerManager(
+        RedisStorageBackend('x', 'redis://:secret@localhost/3', application=services_of(app))
     ),
 ])
 def test_a_change_where_no_worker_would_look_is_refused(app: Any, open_: Any) -> None:
@@ -279,7 +280,7 @@ def test_a_change_where_no_worker_would_look_is_refused(app: Any, open_: Any) ->
 @pytest.mark.parametrize('key', ['redis'])
 def test_a_storage_without_a_url_is_the_configured_one_or_none(app: Any, key: str) -> None:
     with pytest.raises(StorageNotConfigured, match="triggers_storage names 'sqlite:///nowhere.db'"):
-        real(app).session('x', storage=key)
+        real(app).triggers.session('x', storage=key)
 
 
 def test_applications_with_other_prefixes_share_no_memory() -> None:

@@ -18,6 +18,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 
 from celery_triggers.runners import broker_thread as publisher
 from celery_triggers.storages.memory import MemoryStorageBackend
+from celery_triggers.wiring import services_of
 from tests.waiting import eventually
 
 
@@ -129,7 +130,7 @@ def test_a_message_that_is_refused_stops_no_other(app: Any, monkeypatch: Any, ca
     break_wire(monkeypatch, picky)
     app.triggers.fire('x', 'a')
     assert sent(app) == ['two']
-    assert not app.triggers._dispatcher.publisher.paused
+    assert not services_of(app)._dispatcher.publisher.paused
     assert 'the broker does not take its message: PreconditionFailed' in caplog.text
     assert sends(app) == {'t_one#0': 1, 't_two#0': 1}, 'it is offered later each time'
     app.triggers.fire('y', 'b')
@@ -166,7 +167,7 @@ def test_a_broker_that_is_down_is_left_alone_for_a_while(
     assert len(tries) == 1
     assert sends(app) == {'t_three#0': 0}
     assert 'released tasks stay scheduled and are sent later' in caplog.text
-    app.triggers._dispatcher.publisher._paused_until = 0
+    services_of(app)._dispatcher.publisher._paused_until = 0
     app.triggers.fire('w', 'b')
     assert sent(app) == ['three']
 
@@ -213,7 +214,7 @@ def test_jobs_that_wait_behind_others_are_no_sign_of_a_broker_that_is_down(
         thread.start()
     for thread in threads:
         thread.join()
-    assert not app.triggers._dispatcher.publisher.paused
+    assert not services_of(app)._dispatcher.publisher.paused
     found: list[str] = []
 
     def all_were_sent() -> bool:
@@ -286,12 +287,12 @@ def test_what_may_be_about_the_broker_is_not_the_messages_fault(
 
     break_wire(monkeypatch, broken)
     app.triggers.fire('x', 'a')
-    assert app.triggers._dispatcher.publisher.paused
+    assert services_of(app)._dispatcher.publisher.paused
     assert sends(app) == {'t_one#0': 0, 't_two#0': 0}
 
 
 def test_while_the_broker_is_down_nobody_is_told_of_messages(app: Any) -> None:
-    app.triggers._dispatcher.publisher.pause(OSError('down'))
+    services_of(app)._dispatcher.publisher.pause(OSError('down'))
     told: list[str] = []
     handler = lambda sender=None, **_: told.append(sender)  # noqa: E731
     signals.before_task_publish.connect(handler)

@@ -24,7 +24,11 @@ from django.utils.text import capfirst
 from django.utils.timezone import localtime
 
 from celery_triggers.contrib.django.models import START_OF_UID, Inbox, Instance, Session
-from celery_triggers.contrib.django.project import chosen_storage, project_triggers
+from celery_triggers.contrib.django.project import (
+    chosen_storage,
+    project_services,
+    project_triggers,
+)
 from celery_triggers.contrib.django.showing import head_of, know_reasons, know_sessions, page_of
 from celery_triggers.contrib.django.transaction import between
 from celery_triggers.engine.transitions import RESOLVED, UNHAPPY, Status
@@ -313,7 +317,7 @@ class InstanceAdmin(_TriggersAdmin):
 
     def get_changelist_instance(self, request: Any) -> Any:
         changes = super().get_changelist_instance(request)
-        know_reasons(project_triggers(), changes.result_list)
+        know_reasons(project_services(), changes.result_list)
         return changes
 
     # ------------------------------------------------------------------ the list

@@ -16,7 +16,7 @@ from django.core.checks import CheckMessage, Error, register
 from django.db import connections, router
 
 from celery_triggers.contrib.django.models import Session
-from celery_triggers.contrib.django.project import chosen_storage, project_triggers
+from celery_triggers.contrib.django.project import chosen_storage, project_services
 from celery_triggers.exceptions import InvalidSetting, TriggersError, UnknownKey
 from celery_triggers.registry import task_runners, trigger_managers
 from celery_triggers.settings import DEFAULTS
@@ -29,8 +29,8 @@ TAG = 'celery_triggers'
 @register(TAG)
 def check_settings(**_: Any) -> list[CheckMessage]:
     """Check what the settings say, and whether there is what they name."""
-    triggers = project_triggers()
-    if triggers is None:
+    services = project_services()
+    if services is None:
         return [
             checks.Warning(
                 'There is no Celery application, so its settings cannot be checked.',
@@ -40,21 +40,21 @@ def check_settings(**_: Any) -> list[CheckMessage]:
             )
         ]
     try:
-        settings = triggers.settings.frozen()
+        settings = services.settings.frozen()
         trigger_managers.get_class(settings.manager)
         task_runners.get_class(settings.runner)
-        triggers.storage('celery_triggers')
+        services.storage('celery_triggers')
     except InvalidSetting as exc:
         return [Error(str(exc), id='celery_triggers.E001')]
     except UnknownKey as exc:
         return [Error(str(exc), id='celery_triggers.E002')]
     except TriggersError as exc:
         return [Error(str(exc), id='celery_triggers.E003')]
-    return [*_unknown_settings(triggers), *_unchosen_storage(triggers)]
+    return [*_unknown_settings(services), *_unchosen_storage(services)]
 
 
-def _unknown_settings(triggers: Any) -> Iterator[CheckMessage]:
-    namespace = triggers.app.namespace
+def _unknown_settings(services: Any) -> Iterator[CheckMessage]:
+    namespace = services.app.namespace
     start = f'{namespace}_TRIGGERS_' if namespace else ''
     known = {f'{namespace}_{name}'.upper(): name for name in DEFAULTS}
     for name in dir(django_settings):
@@ -67,9 +67,9 @@ def _unknown_settings(triggers: Any) -> Iterator[CheckMessage]:
             )
 
 
-def _unchosen_storage(triggers: Any) -> Iterator[CheckMessage]:
-    key = triggers.settings.storage_location()[0]
-    if triggers.app.conf.get('triggers_storage') is None:
+def _unchosen_storage(services: Any) -> Iterator[CheckMessage]:
+    key = services.settings.storage_location()[0]
+    if services.app.conf.get('triggers_storage') is None:
         yield checks.Warning(
             f'triggers_storage is not set, so sessions are kept in {key}, since Celery uses it '
             'too, and not in the tables of celery_triggers.contrib.django.',
@@ -142,12 +142,12 @@ def check_database(**_: Any) -> list[CheckMessage]:
 @register(TAG, deploy=True)
 def check_deployment(**_: Any) -> list[CheckMessage]:
     """Check what only ``check --deploy`` does: it imports the modules of Celery's tasks."""
-    triggers = project_triggers()
-    if triggers is None:
+    services = project_services()
+    if services is None:
         return []
     messages: list[CheckMessage] = []
     try:
-        triggers.configuration_for('')
+        services.configuration_for('')
     except TriggersError as exc:
         messages.append(
             Error(f'The trigger tasks are not usable: {exc}', id='celery_triggers.E007')

@@ -55,17 +55,17 @@ def know_sessions(instances: Iterable[Instance]) -> list[Instance]:
     return [instance for instance in shown if instance.session is not None]
 
 
-def know_reasons(triggers: Any, instances: Iterable[Instance]) -> None:
+def know_reasons(services: Any, instances: Iterable[Instance]) -> None:
     """Give instances their ``session`` and a ``reason`` for their status."""
     for instance in know_sessions(instances):
         try:
-            instance.reason = _reason(triggers, instance)
+            instance.reason = _reason(services, instance)
         except TriggersError as exc:
             instance.reason = str(exc)
 
 
-def _reason(triggers: Any, instance: Instance) -> str:
-    storage = triggers.storage(told(instance.session.uid))
+def _reason(services: Any, instance: Instance) -> str:
+    storage = services.storage(told(instance.session.uid))
     row = Row(*(getattr(instance, name) for name in Row._fields))
     record = row_to_instance(
         told(instance.name), row._replace(body=told(row.body)), storage.codec
