@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib.util import find_spec
@@ -15,20 +14,20 @@ from celery import states
 from celery._state import get_current_task
 from celery.app import task as celery_task
 from celery.app.task import Task
-from celery.canvas import Signature, _chain
-from celery.canvas import chord as _chord
+from celery.canvas import Signature
 from celery.exceptions import Ignore
 from celery.utils.imports import symbol_by_name
 from celery.utils.time import maybe_make_aware
-from kombu.exceptions import OperationalError
 
-from celery_triggers.engine.calls import GATE, SPOKEN
 from celery_triggers.engine.instances import AGAIN, FAIL, replay_at_most
-from celery_triggers.exceptions import StorageUnavailable, TriggersError
+from celery_triggers.exceptions import TriggersError
 from celery_triggers.manager import TriggerManager
-from celery_triggers.manager.delivery import Delivery, exception_facts, is_header, uptime
+from celery_triggers.manager.delivery import Delivery, exception_facts, is_header
 from celery_triggers.manager.firing import Run
+from celery_triggers.task.claiming import ask, lease_seconds
 from celery_triggers.task.context import TaskContext
+from celery_triggers.task.endings import Replaced, Replayed, Skipped
+from celery_triggers.task.replacement import hand_over
 from celery_triggers.wiring import services_of
 
 __all__ = ['TaskContext', 'TriggerTask', 'current_context']
@@ -37,11 +36,6 @@ logger = logging.getLogger(__name__)
 
 #: Celery's answer to whether a result is wanted; not in its type stubs.
 _ignores_result: Any = celery_task.get_actual_ignore_result  # type: ignore[attr-defined]
-
-#: For how many seconds a claim is tried that meets no storage, and after how many more its
-#: message comes again.
-CLAIM_PATIENCE = 10.0
-CLAIM_AGAIN = 5.0
 
 #: Options of ``apply_async`` that are particular to a call, and not kept for a retry.
 _OF_A_CALL = frozenset({
@@ -57,44 +51,6 @@ elif os.environ.get('DJANGO_SETTINGS_MODULE') and find_spec('django'):
     from celery.contrib.django.task import DjangoTask as _BaseTask
 else:
     _BaseTask = Task
-
-
-class ClaimRefused(Ignore):
-    """A delivery may not run its attempt; the message is acknowledged, nothing happens."""
-
-
-class Replaced(Ignore):
-    """A task replaced itself; the replacement carries its claim."""
-
-
-class Skipped(Ignore):
-    """Raised by ``self.skip(...)``; the worker resolves the instance as skipped."""
-
-    def __init__(self, metadata: Mapping[str, Any] | None = None):
-        super().__init__('skipped')
-        self.metadata = dict(metadata or {})
-
-    def __reduce__(self) -> Any:
-        # Celery pickles it for the worker's parent, which must not stumble over metadata.
-        return Ignore, self.args
-
-
-class Replayed(Ignore):
-    """Raised by ``self.replay(...)``; the worker releases a new instance."""
-
-    def __init__(
-        self,
-        replacement_kwargs: Mapping[str, Any] | None,
-        metadata: Mapping[str, Any] | None,
-        countdown: float,
-    ):
-        super().__init__('replayed')
-        self.replacement_kwargs = dict(replacement_kwargs or {})
-        self.metadata = dict(metadata or {})
-        self.countdown = countdown
-
-    def __reduce__(self) -> Any:
-        return Ignore, self.args
 
 
 def header_of(request: Any) -> dict[str, Any] | None:
@@ -279,7 +235,7 @@ class TriggerTask(_BaseTask):
     def _claim(self, kwargs: dict[str, Any]) -> Delivery | None:
         delivery = self._delivery()
         if delivery is not None:
-            self._ask(delivery, delivery.claim)
+            ask(self, delivery, delivery.claim)
             if self.request.is_eager:
                 services_of(self.app).renew_while(self.request, delivery)
             if not self.takes_context:
@@ -299,44 +255,6 @@ class TriggerTask(_BaseTask):
             )
         return delivery
 
-    def _ask(self, delivery: Delivery, question: Callable[[], bool]) -> None:
-        """Ask for the right to run; while the storage is down, again and again for some time.
-
-        Raises:
-            ClaimRefused: This delivery is not to run the code.
-        """
-        deadline = uptime() + min(CLAIM_PATIENCE, self._lease_seconds(delivery) / 2)
-        while True:
-            try:
-                if question():
-                    return
-                break
-            except StorageUnavailable as exc:
-                if uptime() > deadline or self.request.is_eager:
-                    self._come_again(delivery, exc)
-            time.sleep(0.25)
-        raise ClaimRefused(f'{delivery.name} is not to be run by this delivery')
-
-    def _come_again(self, delivery: Delivery, exc: StorageUnavailable) -> None:
-        logger.warning(
-            '%s of session %r cannot be claimed yet, its message comes again in %g '
-            'seconds: %s', delivery.name, delivery.header['uid'], CLAIM_AGAIN, exc,
-        )
-        try:
-            # Rejecting does nothing for a message that was acknowledged early, so it is
-            # published again, the same but later.
-            super().signature_from_request(countdown=CLAIM_AGAIN).apply_async(retry=False)
-        except (OperationalError, OSError):
-            logger.warning(
-                '%s of session %r is sent again when its due date comes: the broker is down too',
-                delivery.name, delivery.header['uid'],
-            )
-        raise ClaimRefused(f'the storage is down; the message comes again: {exc}') from exc
-
-    @staticmethod
-    def _lease_seconds(delivery: Delivery) -> float:
-        return float(delivery.manager.storage.settings.lease)
-
     # ----------------------------------------------------- retry and replacement
 
     def signature_from_request(self, *args: Any, **kwargs: Any) -> Signature:
@@ -349,6 +267,10 @@ class TriggerTask(_BaseTask):
             headers['triggers'] = {**following, 'attempt': following['attempt'] + 1}
             signature.options['headers'] = headers
         return signature
+
+    def same_message(self, **options: Any) -> Signature:
+        """Return the signature of the message that runs now, for the same attempt."""
+        return super().signature_from_request(**options)
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
         """Send the task; the retry of an instance is committed before it is sent."""
@@ -379,7 +301,7 @@ class TriggerTask(_BaseTask):
         """Commit a retry with all that its message needs; it is sent after that."""
         delivery = self._delivery()
         assert delivery is not None
-        delivery.patience = self._lease_seconds(delivery)
+        delivery.patience = lease_seconds(delivery)
         context: Any = self.request.get('triggers_context')
         level = context.log_level if context is not None else 0
         message: dict[str, Any] = {
@@ -407,49 +329,11 @@ class TriggerTask(_BaseTask):
             return super().on_replace(sig)
         delivery = self._delivery()
         assert delivery is not None
-        delivery.hand_over(waits=_has_gate(sig))
-        carried = {**header, 'claim': delivery.token}
-        tasks = self.app.tasks
-        failed = tasks['celery_triggers.replacement_failed'].s(header=carried)
-        if isinstance(sig, _chord):
-            # A header that fails calls the body's error callbacks.
-            sig.body.link_error(failed)
-        elif isinstance(sig, _chain):
-            sig.link_error(failed)
-        for final in _finals(sig):
-            if final.subtask_type == GATE:
-                # Its message has the header of its own instance, and this one's id.
-                spoken = final.options[SPOKEN]
-                final.options[SPOKEN] = {**spoken, 'place': header['instance']}
-                final.link(tasks['celery_triggers.replacement_finished'].s(header=carried))
-                final.link_error(failed)
-                continue
-            final.options['headers'] = {
-                **(final.options.get('headers') or {}), 'triggers': carried,
-            }
+        hand_over(self.app, sig, delivery, header)
         try:
             return super().on_replace(sig)
         except Ignore as exc:
             raise Replaced(*exc.args) from exc
-
-
-def _finals(sig: Any) -> list[Any]:
-    """Return the signatures whose result is that of the whole, copies included."""
-    if isinstance(sig, _chord):
-        return _finals(sig.body)
-    if isinstance(sig, _chain):
-        # A frozen chain runs copies of its tasks, which stand in reverse order.
-        frozen: Any = getattr(sig, '_frozen', None)
-        last = [*sig.tasks[-1:], *(frozen[0][:1] if frozen else ())]
-        return [final for task in last for final in _finals(task)]
-    return [sig]
-
-
-def _has_gate(value: Any) -> bool:
-    """Tell whether there is a gate in a canvas, so that it may take any time."""
-    if isinstance(value, Mapping):
-        return value.get('subtask_type') == GATE or any(map(_has_gate, value.values()))
-    return isinstance(value, (list, tuple)) and any(map(_has_gate, value))
 
 
 def _with_token(request: Any) -> Any:
@@ -482,7 +366,7 @@ def _claiming(original: Callable[..., Any]) -> Callable[..., Any]:
         result = None if is_default else original(self, task_id, args, kwargs)
         if delivery is not None:
             # The process may have been stopped since it claimed.
-            self._ask(delivery, delivery.still_mine)
+            ask(self, delivery, delivery.still_mine)
         return result
 
     before_start._triggers_claim = True  # type: ignore[attr-defined]

@@ -21,14 +21,8 @@ from celery.utils.serialization import UnpickleableExceptionWrapper
 
 from celery_triggers.engine.step import TIME_LIMIT, WORKER_LOST
 from celery_triggers.manager.delivery import Delivery, exception_facts, is_header
-from celery_triggers.task.task import (
-    ClaimRefused,
-    Replaced,
-    Replayed,
-    Skipped,
-    TriggerTask,
-    header_of,
-)
+from celery_triggers.task.endings import ClaimRefused, Replaced, Replayed, Skipped
+from celery_triggers.task.task import TriggerTask, header_of
 from celery_triggers.worker.held import (
     delivery_of,
     finished_after_all,
