@@ -132,6 +132,12 @@ class Triggers:
         """
         return self._services.session(uid, manager, storage)
 
+    def storage(
+        self, uid: str, key: str | None = None, url: str | None = None
+    ) -> StorageBackend:
+        """Return the storage backend of a session."""
+        return self._services.storage(uid, key, url)
+
     def sessions(self, prefix: str = '') -> Iterator[str]:
         """Yield the uids of the sessions that begin with ``prefix``, in no order."""
         settings = self._services.settings

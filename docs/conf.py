@@ -8,7 +8,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / '_ext'), str(HERE.parent)]
 
+from pygments.lexers.special import TextLexer  # noqa: E402
+from sphinx.highlighting import lexers  # noqa: E402
+
 import celery_triggers  # noqa: E402
+
+# Shown as its text; hosts of code draw it.
+lexers['mermaid'] = TextLexer()
 
 project = 'celery_triggers'
 author = 'the celery_triggers developers'

@@ -23,7 +23,7 @@ AT_THE_TOP = {
 
 ON_APP_TRIGGERS = {
     'afire', 'configure', 'delete', 'fire', 'fire_many', 'load', 'schema', 'session', 'sessions',
-    'sweep', 'tasks', 'trigger_task', 'workflow',
+    'storage', 'sweep', 'tasks', 'trigger_task', 'workflow',
 }
 
 

@@ -58,38 +58,14 @@ class Tables:
             sa.Column('digest', _KEY, primary_key=True),
             sa.Column('text', _TEXT, nullable=False),
         )
-        # An instance's due date, or the session's own under the hash of no name.
-        self.dues = self._table(
-            'dues',
-            sa.Column('sid', _KEY, primary_key=True),
-            sa.Column('iid', _KEY, primary_key=True),
-            sa.Column('uid', _TEXT, nullable=False),
-            sa.Column('name', _TEXT, nullable=False),
-            sa.Column('at', sa.BigInteger, nullable=False, index=True),
-        )
-        # Gates that wait, under the hash of the task id.
-        self.gates = self._table(
-            'gates',
-            sa.Column('gid', _KEY, primary_key=True),
-            sa.Column('sid', _KEY, nullable=False, index=True),
-            sa.Column('uid', _TEXT, nullable=False),
-            sa.Column('name', _TEXT, nullable=False),
-        )
+        self.dues = self._dues()
+        self.gates = self._gates()
+        self.inbox = self._inbox()
         self.sweeps = self._table(
             'sweeps',
             sa.Column('id', sa.Integer, primary_key=True, autoincrement=False),
             sa.Column('taken_at', sa.BigInteger, nullable=False),
             sa.Column('restless_until', sa.BigInteger, nullable=False),
-        )
-        # Firings that are part of applications' transactions.
-        self.inbox = self._table(
-            'inbox',
-            sa.Column('id', _KEY, primary_key=True),
-            sa.Column('sid', _KEY, nullable=False, index=True),
-            sa.Column('uid', _TEXT, nullable=False),
-            sa.Column('fired', sa.BigInteger, nullable=False),
-            sa.Column('at', sa.BigInteger, nullable=False, index=True),
-            sa.Column('body', _TEXT, nullable=False),
         )
         # One row: how many steps were taken, and a random name of this very place.
         self.schema = self._table(
@@ -120,6 +96,39 @@ class Tables:
             sa.Column('loss', _TEXT, nullable=False),
             sa.Column('spared', sa.Integer, nullable=False),
             sa.Column('task_id', _TEXT, nullable=False),
+            sa.Column('body', _TEXT, nullable=False),
+        )
+
+    def _dues(self) -> sa.Table:
+        # An instance's due date, or the session's own under the hash of no name.
+        return self._table(
+            'dues',
+            sa.Column('sid', _KEY, primary_key=True),
+            sa.Column('iid', _KEY, primary_key=True),
+            sa.Column('uid', _TEXT, nullable=False),
+            sa.Column('name', _TEXT, nullable=False),
+            sa.Column('at', sa.BigInteger, nullable=False, index=True),
+        )
+
+    def _gates(self) -> sa.Table:
+        # Gates that wait, under the hash of the task id.
+        return self._table(
+            'gates',
+            sa.Column('gid', _KEY, primary_key=True),
+            sa.Column('sid', _KEY, nullable=False, index=True),
+            sa.Column('uid', _TEXT, nullable=False),
+            sa.Column('name', _TEXT, nullable=False),
+        )
+
+    def _inbox(self) -> sa.Table:
+        # Firings that are part of applications' transactions.
+        return self._table(
+            'inbox',
+            sa.Column('id', _KEY, primary_key=True),
+            sa.Column('sid', _KEY, nullable=False, index=True),
+            sa.Column('uid', _TEXT, nullable=False),
+            sa.Column('fired', sa.BigInteger, nullable=False),
+            sa.Column('at', sa.BigInteger, nullable=False, index=True),
             sa.Column('body', _TEXT, nullable=False),
         )
 
