@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from celery_triggers.canvas import fire as fire
     from celery_triggers.canvas import gate as gate
     from celery_triggers.contrib.django.storage import DjangoStorageBackend as DjangoStorageBackend
-    from celery_triggers.engine.configuration import TaskConfig as TaskConfig
     from celery_triggers.engine.forms import all_of as all_of
     from celery_triggers.engine.forms import any_of as any_of
     from celery_triggers.engine.forms import at_least as at_least
     from celery_triggers.engine.forms import kwarg as kwarg
     from celery_triggers.engine.forms import on as on
+    from celery_triggers.engine.task_config import TaskConfig as TaskConfig
     from celery_triggers.engine.transitions import Status as Status
     from celery_triggers.manager import FinalizingTriggerManager as FinalizingTriggerManager
     from celery_triggers.manager import Firing as Firing
@@ -60,7 +60,7 @@ _HOMES = {
     'StorageBackend': 'storages',
     'Status': 'engine.transitions',
     'SweepReport': 'sweep',
-    'TaskConfig': 'engine.configuration',
+    'TaskConfig': 'engine.task_config',
     'TaskContext': 'task',
     'TaskInstance': 'storages',
     'ThreadingTaskRunner': 'runners',

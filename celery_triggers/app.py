@@ -15,8 +15,8 @@ from celery import _state
 from celery.app.base import Celery as _Celery
 
 from celery_triggers.canvas.own_tasks import add_own_tasks
-from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.schema import configuration_schema
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.exceptions import (
     StorageUnavailable,
     TriggersError,

@@ -218,9 +218,9 @@ class Services:
                 result = run_one(self.app, release, throw=self.app.conf.task_eager_propagates)
             except EagerError as exc:
                 raise exc.error from exc.error.__cause__
-        step = outcome.step
-        if step is not None:
-            manager.storage.after_commit(lambda: manager._call_hooks(step))
+        draft = outcome.draft
+        if draft is not None:
+            manager.storage.after_commit(lambda: manager._call_hooks(draft))
         if result is None:
             result = EagerResult(task_id, None, states.IGNORED)
         return result

@@ -16,8 +16,8 @@ from kombu.exceptions import EncodeError
 from kombu.utils.uuid import uuid
 
 from celery_triggers.engine.calls import GATE, SPOKEN
-from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.gates import Gate
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import (
     InvalidConfiguration,

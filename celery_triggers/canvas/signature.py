@@ -13,10 +13,11 @@ from celery.canvas import Signature, maybe_signature
 from celery_triggers.canvas.applying import Applying
 from celery_triggers.engine.calls import FIRE, GATE, RUN, SPOKEN, marked, placeholders
 from celery_triggers.engine.conditions import Condition
-from celery_triggers.engine.configuration import TaskConfig, parse_task
+from celery_triggers.engine.configuration import parse_task
 from celery_triggers.engine.forms import refuse_ambiguous_unless
 from celery_triggers.engine.gates import gate_config
 from celery_triggers.engine.names import check_uid, problem_with_task_name
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.exceptions import InvalidConfiguration
 from celery_triggers.task.task import header_of
 from celery_triggers.wiring import services_of

@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 
 from celery_triggers.exceptions import InvalidConfiguration
@@ -57,22 +56,31 @@ class Condition(ABC):
         return len(self.names)
 
     def __and__(self, other: Any) -> Condition:
-        return _join('all_of', self, other)
+        return AllOf(self._beside(self, other))
 
     def __rand__(self, other: Any) -> Condition:
-        return _join('all_of', other, self)
+        return AllOf(self._beside(other, self))
 
     def __or__(self, other: Any) -> Condition:
-        return _join('any_of', self, other)
+        return AnyOf(self._beside(self, other))
 
     def __ror__(self, other: Any) -> Condition:
-        return _join('any_of', other, self)
+        return AnyOf(self._beside(other, self))
+
+    def _beside(self, *members: Any) -> tuple[Condition, ...]:
+        return unique(Condition.read(member) for member in members)
+
+    @staticmethod
+    def read(value: Any) -> Condition:
+        """Return what stands beside a condition, as one; the forms say what else it may be."""
+        if isinstance(value, Condition):
+            return value
+        raise InvalidConfiguration(f'a condition is wanted, not {value!r}')
 
 
-def _join(how: str, *members: Any) -> Condition:
-    # The forms stand on this module.
-    joined: Condition = getattr(import_module('celery_triggers.engine.forms'), how)(*members)
-    return joined
+def unique(members: Iterable[Condition]) -> tuple[Condition, ...]:
+    """Return members, each once."""
+    return tuple(dict.fromkeys(members))
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from celery_triggers.engine.names import OUTCOMES, outcome_trigger
-
-if TYPE_CHECKING:
-    from celery_triggers.engine.configuration import TaskConfig
+from celery_triggers.engine.task_config import TaskConfig
 
 
 def cycle_of_abandonments(tasks: Mapping[str, TaskConfig]) -> list[str] | None:

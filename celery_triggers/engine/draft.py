@@ -1,4 +1,4 @@
-"""A session being changed: its records, counters and index, kept in step.
+"""A session being changed: its records, counters, index and due dates, kept in step.
 
 Every change of an instance goes through here, so that the counters and the index of
 waiting instances always equal a recount.
@@ -6,18 +6,28 @@ waiting instances always equal a recount.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.gates import Gate
 from celery_triggers.engine.instances import ENDING, Instance
-from celery_triggers.engine.session import Session
+from celery_triggers.engine.limits import Limits
+from celery_triggers.engine.session import EventRecord, FiringRecord, Session
 from celery_triggers.engine.transitions import RESOLVED, WITH_DUE_DATE, Event, Status
+
+__all__ = ['Draft']
 
 
 class Draft:
     """The changes that a step makes to a slice, and the note of what they touched.
 
-    Attributes:
+    Args:
+        session: The slice; it is changed in place.
         now: The storage's time in milliseconds; it never goes back.
+        new_id: Makes the task id of a released instance.
+        limits: What the settings allow.
+
+    Attributes:
         changed: Whether there is anything to commit.
         created: The names of new instances, in their order.
         touched: The instances to be written, by name.
@@ -28,11 +38,22 @@ class Draft:
         delayed: The event ids of delayed firings that came or went.
         gates: Which gate waits under a task id from now on, ``''``: none does any more.
         to_end: The names of gates whose end is to be told, after the commit.
+        to_send: The names of instances whose messages are to be sent after the commit.
+        released, abandoned: The names of instances, in the order in which it happened.
+        replayed: The names of instances that took the place of others.
+        skipped: The names of instances that were skipped, and whether they cascaded.
+        records: The firings that were applied, for the history.
+        fired: The triggers whose latest kwargs are to be written.
+        stopped: Which loops went on for too long, in a sentence each.
+        events: What the step did, under the ids that stand for it.
+        applying: The firing that is being applied just now.
     """
 
-    def __init__(self, session: Session, now: int):
+    def __init__(self, session: Session, now: int, new_id: Callable[[], str], limits: Limits):
         self.session = session
         self.now = max(now, session.head.clock)
+        self.new_id = new_id
+        self.limits = limits
         self.changed = False
         self.created: list[str] = []
         self.touched: dict[str, Instance] = {}
@@ -44,20 +65,28 @@ class Draft:
         self.delayed: set[str] = set()
         self.gates: dict[str, str] = {}
         self.to_end: list[str] = []
-
-    # --------------------------------------------------------------- instances
+        self.to_send: list[str] = []
+        self.released: list[str] = []
+        self.abandoned: list[str] = []
+        self.replayed: list[str] = []
+        self.skipped: list[tuple[str, bool]] = []
+        self.records: list[FiringRecord] = []
+        self.fired: set[str] = set()
+        self.stopped: list[str] = []
+        self.events: dict[str, EventRecord] = {}
+        self.applying: FiringRecord | None = None
 
     def touch(self, instance: Instance) -> None:
         """Note that an instance is to be written."""
         self.touched[instance.name] = instance
         self.changed = True
 
-    def _advance(self, instance: Instance, event: Event) -> None:
+    def advance(self, instance: Instance, event: Event) -> None:
         before = instance.status
         instance.follow(event, self.now)
-        self._recount(instance, before)
+        self.recount(instance, before)
 
-    def _recount(self, instance: Instance, before: Status) -> None:
+    def recount(self, instance: Instance, before: Status) -> None:
         waited = before is Status.UNSTARTED
         resolved = before not in RESOLVED and instance.is_resolved
         if instance.gate is None:
@@ -81,19 +110,19 @@ class Draft:
             self.dues[instance.name] = 0
         self.touch(instance)
 
-    def _set_waits(self, instance: Instance, wanted: set[str]) -> None:
+    def set_waits(self, instance: Instance, wanted: set[str]) -> None:
         """Bring the index of a waiting instance, which must be loaded, up to ``wanted``."""
         name, waiting = instance.name, self.session.waiting
         for trigger in [t for t, names in waiting.items() if name in names]:
             if trigger not in wanted:
-                self._remove_wait(trigger, instance)
+                self.remove_wait(trigger, instance)
         for trigger in wanted:
             names = waiting.setdefault(trigger, set())
             if name not in names:
                 names.add(name)
                 self._note_wait((trigger, name), self.waits_added, self.waits_removed)
 
-    def _remove_wait(self, trigger: str, instance: Instance) -> None:
+    def remove_wait(self, trigger: str, instance: Instance) -> None:
         self.session.waiting.get(trigger, set()).discard(instance.name)
         self._note_wait((trigger, instance.name), self.waits_removed, self.waits_added)
 
@@ -101,7 +130,7 @@ class Draft:
         """Take an instance that no longer waits out of the index."""
         task = self.session.config_of(instance)
         for trigger in task.triggers_beside(instance.received) if task else ():
-            self._remove_wait(trigger, instance)
+            self.remove_wait(trigger, instance)
 
     @staticmethod
     def _note_wait(
@@ -112,7 +141,7 @@ class Draft:
         else:
             into.add(wait)
 
-    def _next_instance(
+    def next_instance(
         self, task: str, gate: Gate | None = None, task_id: str = ''
     ) -> Instance:
         counts = self.session.counts_of(task)
@@ -145,14 +174,14 @@ class Draft:
         That of a gate has the same task id, which whoever waits for its result knows.
         """
         task_id = instance.task_id if instance.gate is not None else ''
-        new = self._next_instance(instance.task, instance.gate, task_id)
+        new = self.next_instance(instance.task, instance.gate, task_id)
         new.received = dict(instance.received)
         new.cascade = instance.cascade
         new.depth = instance.depth + 1
         new.metadata['parent'] = instance.name
         return new
 
-    def _end_gate(self, instance: Instance, due: int, *, at_once: bool = True) -> None:
+    def end_gate(self, instance: Instance, due: int, *, at_once: bool = True) -> None:
         """Have everybody told who waits for the result of a gate.
 
         Args:
@@ -166,6 +195,24 @@ class Draft:
             if at_once:
                 self.to_end.append(instance.name)
 
-    def _unstarted(self) -> list[Instance]:
+    def unstarted(self) -> list[Instance]:
         found = [i for i in self.session.instances.values() if i.status is Status.UNSTARTED]
         return sorted(found, key=lambda i: (i.task, i.number))
+
+    def schedule(self, instance: Instance, *, send: bool = True) -> None:
+        """Give a scheduled instance its due date, and have it sent if it runs soon."""
+        soon = self.now + self.limits.dispatch_grace
+        if instance.eta > soon:
+            self.dues[instance.name] = instance.eta
+            return
+        # One that has to wait a little is sent with its ETA, and looked at after that.
+        self.dues[instance.name] = max(soon, instance.eta + self.limits.dispatch_grace)
+        if send:
+            self.to_send.append(instance.name)
+
+    def remember(self, event_id: str, record: EventRecord) -> None:
+        """Store under an id what came of this step."""
+        record.created = list(self.created)
+        record.released = list(self.released)
+        record.abandoned = list(self.abandoned)
+        self.events[event_id] = record

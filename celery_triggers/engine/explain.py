@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from celery_triggers.engine.conditions import AllOf, AnyOf, AtLeast, Condition
-from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.instances import Instance
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.engine.transitions import Status
 
 

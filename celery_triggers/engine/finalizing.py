@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass
 
-from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.names import SESSION_FINALIZED, is_outcome_trigger
 from celery_triggers.engine.session import Session
+from celery_triggers.engine.task_config import TaskConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from celery_triggers.engine.conditions import (
     Kwarg,
     On,
     OnTask,
+    unique,
 )
 from celery_triggers.engine.filters import check_filter
 from celery_triggers.engine.names import plain, problem_with
@@ -33,12 +34,12 @@ def all_of(*members: Any) -> Condition:
     Raises:
         InvalidConfiguration: A member is none of these.
     """
-    return AllOf(_unique(_member(member) for member in members))
+    return AllOf(unique(_member(member) for member in members))
 
 
 def any_of(*members: Any) -> Condition:
     """Return a condition that holds when one member holds (see :func:`all_of`)."""
-    return AnyOf(_unique(_member(member) for member in members))
+    return AnyOf(unique(_member(member) for member in members))
 
 
 def at_least(count: int, *members: Any) -> Condition:
@@ -48,9 +49,9 @@ def at_least(count: int, *members: Any) -> Condition:
         InvalidConfiguration: ``count`` is not between 1 and the number of members, or a
             member is neither a trigger name nor a condition.
     """
-    unique = _unique(_member(member) for member in members)
-    _check_count(count, unique)
-    return AtLeast(unique, count)
+    different = unique(_member(member) for member in members)
+    _check_count(count, different)
+    return AtLeast(different, count)
 
 
 def on(trigger: Any, *, where: str | None = None, as_: str | None = None, times: Any = None) -> Any:
@@ -146,6 +147,10 @@ def _member(value: Any) -> Condition:
     return On(_name(value, 'a trigger name'))
 
 
+# What may stand beside a condition in ``&`` and ``|`` is what may be its member.
+Condition.read = staticmethod(_member)  # type: ignore[method-assign]
+
+
 def parse_condition(value: Any) -> Condition:
     """Read a condition.
 
@@ -168,15 +173,11 @@ def parse_condition(value: Any) -> Condition:
         # A set has no order of its own; a sorted one gives the same stored content.
         value = sorted(value, key=repr)
     if isinstance(value, (list, tuple)):
-        return AllOf(_unique(_member(member) for member in value))
+        return AllOf(unique(_member(member) for member in value))
     raise InvalidConfiguration(
         'a condition is a list of trigger names, or {"any": [...]}, {"all": [...]} or '
         f'{{"atLeast": n, "of": [...]}}, not {value!r}'
     )
-
-
-def _unique(members: Iterable[Condition]) -> tuple[Condition, ...]:
-    return tuple(dict.fromkeys(members))
 
 
 def _parse_mapping(value: Mapping[Any, Any]) -> Condition:
@@ -210,7 +211,7 @@ def _members(value: Any, key: str) -> tuple[Condition, ...]:
     if not isinstance(value, (list, tuple, set, frozenset)) or not value:
         raise InvalidConfiguration(f'"{key}" wants a list of at least one member, not {value!r}')
     ordered = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
-    return _unique(_member(member) for member in ordered)
+    return unique(_member(member) for member in ordered)
 
 
 def check_members(condition: Condition) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from celery_triggers.engine.configuration import TaskConfig, parse_task
+from celery_triggers.engine.configuration import parse_task
+from celery_triggers.engine.task_config import TaskConfig
 
 __all__ = ['Gate', 'gate_config']
 

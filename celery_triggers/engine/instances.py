@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_triggers.engine.conditions import On, with_counters
-from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.gates import Gate
 from celery_triggers.engine.names import instance_name
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.engine.transitions import RESOLVED, Event, Status, next_status
 
 #: An instance whose worker is lost is run again, or fails.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.names import OUTCOMES, SESSION_FINALIZED, outcome_trigger
 from celery_triggers.engine.session import Plan
+from celery_triggers.engine.task_config import TaskConfig
 
 #: Returns a plan for a session's configuration, and for whether its manager finalizes.
 Planner = Callable[[Configuration, bool], Plan]

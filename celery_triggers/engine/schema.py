@@ -15,9 +15,10 @@ from copy import deepcopy
 from typing import Any
 
 from celery_triggers.engine import calls
-from celery_triggers.engine.configuration import DIRECTIVES, MOST_SECONDS, TaskConfig
+from celery_triggers.engine.configuration import MOST_SECONDS
 from celery_triggers.engine.filters import MOST_CHARACTERS
 from celery_triggers.engine.names import OUTCOMES
+from celery_triggers.engine.task_config import DIRECTIVES, TaskConfig
 
 __all__ = ['configuration_schema']
 

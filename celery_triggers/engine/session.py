@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.instances import Instance
+from celery_triggers.engine.task_config import TaskConfig
 
 
 @dataclass(slots=True)

@@ -6,17 +6,26 @@ it touched.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.cascade import CASCADE_LIMIT, Cascade
+from celery_triggers.engine.draft import Draft
 from celery_triggers.engine.finalizing import waits_for_the_end
-from celery_triggers.engine.firing_step import CASCADE_LIMIT, FiringStep, passes
 from celery_triggers.engine.gates import Gate
 from celery_triggers.engine.instances import AGAIN, Instance, merged
-from celery_triggers.engine.session import FiringRecord, Latest, NotLoaded, Plan
+from celery_triggers.engine.limits import Limits
+from celery_triggers.engine.names import delayed_name
+from celery_triggers.engine.reception import Reception
+from celery_triggers.engine.session import (
+    Delayed,
+    EventRecord,
+    FiringRecord,
+    Session,
+)
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.engine.transitions import BY_HAND, UNHAPPY, Event, Status, next_status
-from celery_triggers.exceptions import InvalidConfiguration, InvalidTransition
+from celery_triggers.exceptions import InvalidTransition
 
 #: The reason of a failure whose worker is gone.
 WORKER_LOST = 'worker lost'
@@ -31,10 +40,91 @@ MOST_WAIT = 60
 LOST = frozenset({WORKER_LOST, TIME_LIMIT})
 
 
-class Step(FiringStep):
-    """One atomic change of a session."""
+class Step:
+    """One atomic change of a session.
 
-    # ---------------------------------------------------------------- outcomes
+    Args:
+        session: The slice; it is changed in place.
+        now: The storage's time in milliseconds.
+        new_id: Makes the task id of a released instance.
+        finalizing: Whether ``sessionFinalized`` is fired when the session is settled.
+        limits: What the settings allow.
+
+    Attributes:
+        draft: What has been changed, to be committed.
+        reception: What instances receive.
+        cascade: What follows from firings.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        now: int,
+        new_id: Callable[[], str],
+        *,
+        finalizing: bool = False,
+        limits: Limits | None = None,
+    ):
+        self.session = session
+        self.draft = Draft(session, now, new_id, limits or Limits())
+        self.reception = Reception(self.draft)
+        self.cascade = Cascade(self.draft, self.reception, finalizing=finalizing)
+
+    @property
+    def now(self) -> int:
+        """The storage's time, in milliseconds; it never goes back."""
+        return self.draft.now
+
+    def fire(
+        self,
+        trigger: str,
+        kwargs: dict[str, Any],
+        *,
+        event_id: str | None = None,
+        depth: int = 0,
+    ) -> None:
+        """Apply a firing and everything that it leads to within this step.
+
+        Args:
+            depth: How many cascades in a row led to it.
+        """
+        self.cascade.enqueue(FiringRecord(0, trigger, kwargs, self.now, event_id, depth=depth))
+        self.cascade.settle()
+
+    def delay(self, event_id: str, trigger: str, kwargs: dict[str, Any], due: int) -> None:
+        """Accept a firing that is to be applied later."""
+        self.session.delayed[event_id] = Delayed(trigger, kwargs, due)
+        self.draft.dues[delayed_name(event_id)] = due
+        self.draft.delayed.add(event_id)
+        self.draft.changed = True
+
+    def fire_delayed(self, event_id: str) -> bool:
+        """Apply a delayed firing if its time has come; tell whether it has."""
+        firing = self.session.delayed_firing(event_id)
+        if firing is None or firing.due > self.now:
+            return False
+        record = self._drop_delayed(event_id)
+        record.at = self.now
+        self.fire(firing.trigger, firing.kwargs, event_id=event_id)
+        record.heard_by = self.draft.records[0].heard_by
+        self.draft.remember(event_id, record)
+        return True
+
+    def cancel_delayed(self, event_id: str) -> bool:
+        """Take back a delayed firing; tell whether there was one. Its id stays taken."""
+        if self.session.delayed_firing(event_id) is None:
+            return False
+        self.draft.remember(event_id, self._drop_delayed(event_id))
+        self.draft.changed = True
+        return True
+
+    def _drop_delayed(self, event_id: str) -> EventRecord:
+        del self.session.delayed[event_id]
+        self.draft.dues[delayed_name(event_id)] = 0
+        self.draft.delayed.add(event_id)
+        record = self.session.events[event_id]
+        record.due = 0
+        return record
 
     def finish(
         self, instance: Instance, result: Any, cascade: dict[str, Any], *, untold: bool = False
@@ -48,22 +138,22 @@ class Step(FiringStep):
         late = (
             instance.status is Status.FAILED and instance.metadata.get('reason') in LOST
         )
-        stopped = self._too_deep(instance, instance.task)
+        stopped = self.cascade.too_deep(instance, instance.task)
         if stopped and not late:
-            self._advance(instance, Event.FAIL)
+            self.draft.advance(instance, Event.FAIL)
             self._unclaim(instance)
             instance.metadata['reason'] = CASCADE_LIMIT
             instance.metadata['exception'] = {'type': 'CascadeLimitExceeded', 'message': stopped}
             # For a person who carries it on, with skip_failed_instance(..., cascade=True).
             instance.metadata['result'] = result
             return
-        self._advance(instance, Event.LATE_SUCCESS if late else Event.FINISH)
+        self.draft.advance(instance, Event.LATE_SUCCESS if late else Event.FINISH)
         self._unclaim(instance)
         instance.metadata['result'] = result
         if untold:
             self._tell_chord(instance)
-        self._fire_end(instance, instance.task, cascade)
-        self.settle()
+        self.cascade.fire_end(instance, instance.task, cascade)
+        self.cascade.settle()
 
     def _tell_chord(self, instance: Instance) -> None:
         """Have a gated task counted as a part of its chord, if it is in one.
@@ -72,7 +162,8 @@ class Step(FiringStep):
         until that is over.
         """
         if instance.gate is not None and instance.gate.in_chord:
-            self._end_gate(instance, self.now + self.limits.chord_patience, at_once=False)
+            due = self.now + self.draft.limits.chord_patience
+            self.draft.end_gate(instance, due, at_once=False)
 
     def fail(
         self,
@@ -90,15 +181,15 @@ class Step(FiringStep):
             untold: Whether Celery knows nothing of it, so that it has told nobody who waits
                 for the result.
         """
-        self._advance(instance, Event.FAIL)
+        self.draft.advance(instance, Event.FAIL)
         self._unclaim(instance)
         instance.metadata['reason'] = reason
         instance.metadata['exception'] = dict(exception)
         if untold:
-            self._tell_end(None, instance)
+            self.cascade.tell_end(None, instance)
         facts = {key: exception[key] for key in ('type', 'message') if key in exception}
-        self._fire_outcome(instance, 'failed', {'reason': reason, **facts})
-        self.settle()
+        self.cascade.fire_outcome(instance, 'failed', {'reason': reason, **facts})
+        self.cascade.settle()
 
     def revoke(self, instance: Instance, reason: str, *, untold: bool = False) -> None:
         """End an instance as revoked.
@@ -107,15 +198,15 @@ class Step(FiringStep):
             untold: As for :meth:`finish`.
         """
         waited = instance.status is Status.UNSTARTED
-        self._advance(instance, Event.REVOKE)
+        self.draft.advance(instance, Event.REVOKE)
         self._unclaim(instance)
         instance.metadata['reason'] = reason
         if waited:
-            self._tell_end(None, instance)
+            self.cascade.tell_end(None, instance)
         elif untold:
             self._tell_chord(instance)
-        self._fire_outcome(instance, 'revoked', {'reason': reason})
-        self.settle()
+        self.cascade.fire_outcome(instance, 'revoked', {'reason': reason})
+        self.cascade.settle()
 
     def retry(
         self,
@@ -132,12 +223,12 @@ class Step(FiringStep):
             message: What its message has, see :class:`Instance`.
             send: Whether it is to be sent; else whoever retries it runs it.
         """
-        self._advance(instance, Event.RETRY)
+        self.draft.advance(instance, Event.RETRY)
         self._unclaim(instance)
         instance.attempt += 1
         instance.sends, instance.eta, instance.lost = 0, eta, []
         instance.message = dict(message or {})
-        self._schedule(instance, send=send)
+        self.draft.schedule(instance, send=send)
 
     def requeue(self, instance: Instance, *, send: bool = False) -> None:
         """Give a running instance's attempt back, as if it had not been claimed.
@@ -145,10 +236,10 @@ class Step(FiringStep):
         Args:
             send: Whether its message is gone and has to be sent again.
         """
-        self._advance(instance, Event.REQUEUE)
+        self.draft.advance(instance, Event.REQUEUE)
         self._unclaim(instance)
         instance.sends, instance.eta = 0, 0
-        self._schedule(instance, send=send)
+        self.draft.schedule(instance, send=send)
 
     def lose(
         self, instance: Instance, exception: Mapping[str, Any], *, untold: bool = False
@@ -164,18 +255,18 @@ class Step(FiringStep):
         """
         next_status(instance.name, instance.status, Event.FAIL)
         known = self.session.config_of(instance) is not None
-        most = self.limits.max_deliveries
+        most = self.draft.limits.max_deliveries
         if instance.status is Status.SCHEDULED and instance.sends < most:
             self.resend(instance)
         elif instance.policy == AGAIN and max(len(instance.lost) + 1, instance.sends) < most:
-            self._advance(instance, Event.REQUEUE)
+            self.draft.advance(instance, Event.REQUEUE)
             # What has killed several workers lets others live for a while.
             wait = min(2 ** len(instance.lost), MOST_WAIT) * 1000 if instance.lost else 0
             instance.lost = [*instance.lost, instance.token]
             self._unclaim(instance)
             instance.eta = self.now + wait if wait else 0
-            self._schedule(instance)
-            self.settle()
+            self.draft.schedule(instance)
+            self.cascade.settle()
         elif instance.replays_when_lost and known:
             facts = {'reason': WORKER_LOST, 'exception': dict(exception)}
             self.replay(instance, metadata=facts)
@@ -184,8 +275,8 @@ class Step(FiringStep):
 
     def resend(self, instance: Instance) -> None:
         """Send a scheduled instance again, whose message is gone."""
-        self.touch(instance)
-        self._schedule(instance)
+        self.draft.touch(instance)
+        self.draft.schedule(instance)
 
     @staticmethod
     def _unclaim(instance: Instance) -> None:
@@ -204,15 +295,15 @@ class Step(FiringStep):
         Args:
             untold: Whether Celery has told nobody that it ended.
         """
-        self._advance(instance, Event.SKIP)
-        self.skipped.append((instance.name, cascade is not None))
+        self.draft.advance(instance, Event.SKIP)
+        self.draft.skipped.append((instance.name, cascade is not None))
         self._unclaim(instance)
         instance.metadata.update(metadata or {})
         if untold:
-            self._tell_end(None, instance)
+            self.cascade.tell_end(None, instance)
         if cascade is not None:
             self._fire_by_hand(instance, cascade)
-        self.settle()
+        self.cascade.settle()
 
     def replay(
         self,
@@ -221,12 +312,12 @@ class Step(FiringStep):
         replacement_kwargs: Mapping[str, dict[str, Any]] | None = None,
         metadata: Mapping[str, Any] | None = None,
         eta: int = 0,
-    ) -> Instance:
+    ) -> None:
         """Release a new instance in the place of this one; ``unless`` is not asked again."""
-        self._advance(instance, Event.REPLAY)
+        self.draft.advance(instance, Event.REPLAY)
         self._unclaim(instance)
         instance.metadata.update(metadata or {})
-        new = self.clone(instance)
+        new = self.draft.clone(instance)
         new.received.update(replacement_kwargs or {})
         new.eta = eta
         task = self.session.config_of(instance)
@@ -238,19 +329,18 @@ class Step(FiringStep):
                 status=instance.status.value,
                 wanted=Event.REPLAY.value,
             )
-        self.replayed.append(new.name)
-        self._release(task, new)
-        self.settle()
-        return new
+        self.draft.replayed.append(new.name)
+        self.cascade.release(task, new)
+        self.cascade.settle()
 
     def create(self, task: TaskConfig) -> Instance:
         """Make a task's next instance by hand: it receives the latest firings and is judged.
 
         The whole session must be loaded.
         """
-        instance = self._create(task, None)
-        self._judge(task, instance)
-        self.settle()
+        instance = self.reception.create(task, None)
+        self.cascade.judge(task, instance)
+        self.cascade.settle()
         return instance
 
     def wait_at_gate(
@@ -266,54 +356,30 @@ class Step(FiringStep):
         """
         task = gate.config(name)
         gate.aside = gate.template or waits_for_the_end(self.session.configuration, task)
-        instance = self._next_instance(name, gate, task_id)
+        instance = self.draft.next_instance(name, gate, task_id)
         instance.until = until
-        self._filter_past({
+        self.reception.filter_past({
             trigger: {leaf.where for leaf in task.leaves_of(trigger) if leaf.where is not None}
             for trigger in task.triggers
         })
         if fresh:
             for leaf in task.counters:
-                known = self._known(leaf)
+                known = self.reception.known(leaf)
                 gate.since[leaf.key] = known.count if known is not None else 0
         else:
-            self._receive_past(task, instance)
-        self._wait(task, instance)
-        self._judge(task, instance)
-        self.settle()
+            self.reception.receive_past(task, instance)
+        self.reception.wait(task, instance)
+        self.cascade.judge(task, instance)
+        self.cascade.settle()
         return instance
-
-    def start(self, until: Mapping[str, int]) -> None:
-        """Let deadlines count from now, if no firing has begun the session.
-
-        Args:
-            until: Deadlines of this session's own, in milliseconds, by trigger task: of
-                what waits for its release now. The whole session must be loaded for them.
-        """
-        self.begin()
-        head = self.session.head
-        if not head.has_begun:
-            head.begun = self.now
-            self.changed = True
-        for name, deadline in sorted(until.items()):
-            task = self.session.configuration[name]
-            waiting = [i for i in self._unstarted() if i.task == name]
-            if not self.session.counts_of(name).total:
-                waiting = [self._create(task, None)]
-            for instance in waiting:
-                instance.until = deadline
-                self.touch(instance)
-                self._wait(task, instance)
-                self._judge(task, instance)
-        self.settle()
 
     def expire(self, instance: Instance) -> bool:
         """End a waiting instance whose deadline has passed; tell whether it has."""
         task = self.session.config_of(instance)
         if not 0 < instance.deadline(task) <= self.now:
             return False
-        self._expire(task, instance)
-        self.settle()
+        self.cascade.expire(task, instance)
+        self.cascade.settle()
         return True
 
     def copy(self, task: TaskConfig, instance: Instance) -> Instance:
@@ -321,10 +387,10 @@ class Step(FiringStep):
 
         The whole session must be loaded.
         """
-        new = self.clone(instance)
-        self._wait(task, new)
-        self._judge(task, new)
-        self.settle()
+        new = self.draft.clone(instance)
+        self.reception.wait(task, new)
+        self.cascade.judge(task, new)
+        self.cascade.settle()
         return new
 
     def set_status(
@@ -349,117 +415,24 @@ class Step(FiringStep):
         if status in (Status.ABANDONED, Status.FAILED, Status.REVOKED):
             instance.metadata['reason'] = 'by hand'
         instance.metadata.update(metadata or {})
-        self._recount(instance, before)
+        self.draft.recount(instance, before)
         if before not in UNHAPPY:
             # What failed or was revoked has told that it did.
-            self._tell_end(self.session.config_of(instance), instance)
+            self.cascade.tell_end(self.session.config_of(instance), instance)
         if cascade is not None:
             self._fire_by_hand(instance, cascade)
         if status in UNHAPPY:
-            self._fire_outcome(instance, status.value, {'reason': 'by hand'})
+            self.cascade.fire_outcome(instance, status.value, {'reason': 'by hand'})
         elif status is Status.ABANDONED and before is Status.UNSTARTED:
             task = self.session.config_of(instance)
-            self._fire_abandoned(task, instance, 'by hand')
-        self.settle()
+            self.cascade.fire_abandoned(task, instance, 'by hand')
+        self.cascade.settle()
 
     def _fire_by_hand(self, instance: Instance, cascade: dict[str, Any]) -> None:
         """Fire a task's name because a person says so, which is the way out of a limit."""
-        self._enqueue(
+        self.cascade.enqueue(
             FiringRecord(0, instance.task, cascade, self.now, None, instance.name)
         )
-
-    # ----------------------------------------------------------- configuration
-
-    def reconfigure(
-        self, configuration: Configuration, *, apply_past: bool, named: Collection[str] = ()
-    ) -> None:
-        """Change the session's configuration and look again at what waits.
-
-        The whole session must be loaded.
-
-        Args:
-            apply_past: Whether past firings reach what waits, and the tasks in ``named``
-                that have no instance.
-        """
-        old = self.session.configuration
-        for name in sorted({i.task for i in self.session.instances.values() if i.gate}):
-            if name in configuration and name not in old:
-                raise InvalidConfiguration(
-                    'a gate of this session has this name; give the trigger task another',
-                    task=name,
-                )
-        self.session.configuration = self.new_configuration = configuration
-        self.session.head.digest = configuration.digest
-        self.changed = True
-        self._filter_past({
-            trigger: configuration.filters(trigger) for trigger in self.session.latest
-        })
-        for instance in self._unstarted():
-            if instance.gate is not None:
-                # It brings its own.
-                continue
-            task = configuration.get(instance.task)
-            if instance.deadline(old.get(instance.task)):
-                self.dues[instance.name] = 0
-            if task is None:
-                self._set_waits(instance, set())
-                self._abandon(old.get(instance.task), instance, 'removed')
-                continue
-            if apply_past:
-                self._receive_past(task, instance)
-            self.touch(instance)
-            self._wait(task, instance)
-            self._judge(task, instance)
-        if apply_past:
-            self._create_from_past(named)
-        if self.session.head.has_begun:
-            # Those that came with this change count from now.
-            self._create_with_deadline()
-        self.settle()
-
-    def _filter_past(self, filters: Mapping[str, Collection[str]]) -> None:
-        """Ask filters that are new about the firings that the history holds.
-
-        Args:
-            filters: By trigger.
-        """
-        new: dict[str, list[str]] = {}
-        for trigger in sorted(filters):
-            latest = self.session.latest.get(trigger)
-            known = latest.matches if latest is not None else {}
-            new[trigger] = sorted(set(filters[trigger]).difference(known))
-            if new[trigger]:
-                if not self.session.plan.whole:
-                    raise NotLoaded(Plan(whole=True))
-                latest = self.session.latest.setdefault(trigger, Latest(0, {}))
-                latest.matches.update((where, Latest(0, {})) for where in new[trigger])
-                self.fired.add(trigger)
-        for firing in self.session.history:
-            for where in new.get(firing.trigger, ()):
-                if passes(firing, where):
-                    self.session.latest[firing.trigger].count_match(where, firing.kwargs)
-
-    def _create_from_past(self, names: Collection[str]) -> None:
-        """Make the instances that these trigger tasks would have had from past firings."""
-        for name in sorted(names):
-            task = self.session.configuration[name]
-            if self.session.counts_of(name).total:
-                continue
-            payloads = [r for r in self.session.history if r.trigger == task.and_every]
-            for firing in payloads:
-                self._judge(task, self._create(task, firing))
-            known = [self.session.latest_of(trigger) for trigger in task.triggers]
-            if not payloads and any(latest and latest.count for latest in known):
-                self._judge(task, self._create(task, None))
-
-    def cancel(self, reason: str) -> None:
-        """Abandon what waits, now and later; the whole session must be loaded."""
-        self.session.head.cancelled = reason
-        self.changed = True
-        for instance in self._unstarted():
-            task = self.session.config_of(instance)
-            self._abandon(task, instance, f'cancelled: {reason}')
-        self.settle()
 
 
 def cascade_kwargs(result: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from celery_triggers.engine.configuration import DIRECTIVES
 from celery_triggers.engine.forms import check_members, parse_condition
+from celery_triggers.engine.task_config import DIRECTIVES
 from celery_triggers.exceptions import InvalidConfiguration
 
 __all__ = ['Document', 'Lines', 'Path']

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from celery_triggers.engine.configuration import Configuration
+from celery_triggers.engine.draft import Draft
 from celery_triggers.engine.session import EventRecord, NotLoaded, Plan
 from celery_triggers.engine.step import Step
 from celery_triggers.exceptions import EventConflict, StorageUnavailable
@@ -44,7 +45,7 @@ class Outcome(Generic[T]):
         event_id: The id under which the change is known.
         record: What it did, also if an earlier attempt or call did it.
         value: What the decision returned; ``None`` if this call decided nothing.
-        step: The committed step; ``None`` if this call committed nothing.
+        draft: What was committed; ``None`` if this call committed nothing.
         duplicate: Whether an earlier call with the same event id had done it.
         manager: The registry key of the session's manager.
     """
@@ -52,7 +53,7 @@ class Outcome(Generic[T]):
     event_id: str
     record: EventRecord
     value: T | None
-    step: Step | None
+    draft: Draft | None
     duplicate: bool
     manager: str
 
@@ -142,16 +143,16 @@ class Change(Generic[T]):
             record = EventRecord(
                 self.digest, self.trigger, step.now, self.lasting, self.call
             )
-            if step.records:
-                record.heard_by = step.records[0].heard_by
+            if step.draft.records:
+                record.heard_by = step.draft.records[0].heard_by
             if self.event_id in step.session.delayed:
                 record.due = step.session.delayed[self.event_id].due
-            if not step.changed:
+            if not step.draft.changed:
                 return self._outcome(record, snapshot, value=value)
-            step.remember(self.event_id, record)
-            fresh = yield self.storage.committing(snapshot, step)
+            step.draft.remember(self.event_id, record)
+            fresh = yield self.storage.committing(snapshot, step.draft)
             if fresh is None:
-                return self._outcome(record, snapshot, value=value, step=step)
+                return self._outcome(record, snapshot, value=value, draft=step.draft)
             attempts += 1
             snapshot = yield from self._after_conflict(fresh, attempts)
 
@@ -232,7 +233,7 @@ class Change(Generic[T]):
             session.head.manager = self.manager
             session.head.created = snapshot.now
             session.head.digest = session.configuration.digest
-            step.new_configuration = session.configuration
+            step.draft.new_configuration = session.configuration
         return step
 
     def _outcome(
@@ -241,11 +242,11 @@ class Change(Generic[T]):
         snapshot: Snapshot,
         *,
         value: T | None = None,
-        step: Step | None = None,
+        draft: Draft | None = None,
         duplicate: bool = False,
     ) -> Outcome[T]:
         manager = snapshot.session.head.manager or self.manager
-        return Outcome(self.event_id, record, value, step, duplicate, manager)
+        return Outcome(self.event_id, record, value, draft, duplicate, manager)
 
 
 def make_all(changes: Sequence[Change[T]]) -> list[Outcome[T] | Exception]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from celery_triggers.engine import plans
-from celery_triggers.engine.configuration import TaskConfig
+from celery_triggers.engine.draft import Draft
 from celery_triggers.engine.instances import ENDING
 from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import StorageUnavailable, TriggersError
 from celery_triggers.manager.change import Change, Outcome
@@ -226,14 +227,14 @@ class Controller:
         follow_up_all([(self, outcome)])
 
     def _released_by(self, outcome: Outcome[Any]) -> list[Release]:
-        step = outcome.step
-        if step is None:
+        draft = outcome.draft
+        if draft is None:
             return self._released_under(outcome.record.released)
-        incarnation = step.session.head.incarnation
-        sent = [self.storage.wrap(step.session, step.touched[name]) for name in step.to_send]
-        ended = [self.storage.wrap(step.session, step.touched[name]) for name in step.to_end]
+        incarnation = draft.session.head.incarnation
+        sent = [self.storage.wrap(draft.session, draft.touched[name]) for name in draft.to_send]
+        ended = [self.storage.wrap(draft.session, draft.touched[name]) for name in draft.to_end]
         return [
-            *self._releases(sent, incarnation, step.now), *self._endings(ended, incarnation)
+            *self._releases(sent, incarnation, draft.now), *self._endings(ended, incarnation)
         ]
 
     def _released_under(self, names: Sequence[str]) -> list[Release]:
@@ -256,18 +257,18 @@ class Controller:
         ready = [instance for instance in wrapped if instance.record.eta <= found.now]
         return self._releases(ready, session.head.incarnation, found.now)
 
-    def _call_hooks(self, step: Step) -> None:
-        for stopped in step.stopped:
+    def _call_hooks(self, draft: Draft) -> None:
+        for stopped in draft.stopped:
             logger.error('session %r: %s', self.uid, stopped)
-        for firing in step.records:
+        for firing in draft.records:
             scheduled = [
-                self.storage.wrap(step.session, step.touched[name]) for name in firing.released
+                self.storage.wrap(draft.session, draft.touched[name]) for name in firing.released
             ]
             self._hook('_post_fire', firing.trigger, scheduled)
-        for name in step.replayed:
-            self._hook('_post_replay', self.storage.wrap(step.session, step.touched[name]))
-        for name, cascade in step.skipped:
-            instance = self.storage.wrap(step.session, step.touched[name])
+        for name in draft.replayed:
+            self._hook('_post_replay', self.storage.wrap(draft.session, draft.touched[name]))
+        for name, cascade in draft.skipped:
+            instance = self.storage.wrap(draft.session, draft.touched[name])
             self._hook('_post_skip', instance, cascade)
 
     def dispatch(
@@ -363,8 +364,8 @@ def _follow_up_now(ended: Sequence[tuple[Controller, Outcome[Any]]]) -> None:
             # Only what an eager task raised comes here; the hooks are called all the same.
             error = exc
     for manager, outcome in fresh:
-        if outcome.step is not None:
-            manager._call_hooks(outcome.step)
+        if outcome.draft is not None:
+            manager._call_hooks(outcome.draft)
     if error is not None:
         raise error
 

@@ -405,7 +405,7 @@ class Delivery:
                 decide(step, instance)
             except InvalidTransition as exc:
                 # The slice is thrown away with what the step did to it so far.
-                step.changed = False
+                step.draft.changed = False
                 self._ignore(f'{what} ignored: {exc}')
                 return False
             instance.log_level = max(instance.log_level, log_level)

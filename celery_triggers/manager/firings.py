@@ -125,7 +125,7 @@ class Firings(Operations):
             session = step.session
             known = depth if run is None else self._depth_in(session, run, trigger)
             # The session's own manager counts, whichever class this firing came through.
-            if trigger == SESSION_FINALIZED and step.finalizing:
+            if trigger == SESSION_FINALIZED and step.cascade.finalizing:
                 raise InvalidFiring(
                     f'{trigger!r} is fired by the finalizing manager, never by hand',
                     uid=self.uid, trigger=trigger,

@@ -7,9 +7,11 @@ from datetime import datetime
 from typing import Any
 
 from celery_triggers.engine import plans
-from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.configuration import Configuration
+from celery_triggers.engine.configuring import cancel, reconfigure, start
 from celery_triggers.engine.explain import Explanation, explain
 from celery_triggers.engine.step import Step
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.exceptions import InvalidConfiguration, UnknownKey
 from celery_triggers.manager.controller import Release
 from celery_triggers.manager.firing import Firing
@@ -54,7 +56,7 @@ class TriggerManager(Firings):
             unknown = set(deadlines).difference(step.session.configuration)
             if unknown:
                 raise self._no_task(step.session.configuration, *sorted(unknown))
-            step.start(deadlines)
+            start(step, deadlines)
 
         self.change(plans.whole if deadlines else plans.head_alone, decide)
 
@@ -78,7 +80,7 @@ class TriggerManager(Firings):
 
         def decide(step: Step) -> None:
             updated = step.session.configuration.updated(changes)
-            step.reconfigure(updated, apply_past=apply_past, named=changes)
+            reconfigure(step, updated, apply_past=apply_past, named=changes)
 
         self.change(plans.whole, decide)
         changes.warn_about_cycles()
@@ -95,13 +97,13 @@ class TriggerManager(Firings):
             unknown = unwanted - set(step.session.configuration)
             if unknown:
                 raise self._no_task(step.session.configuration, *sorted(unknown))
-            step.reconfigure(step.session.configuration.without(unwanted), apply_past=False)
+            reconfigure(step, step.session.configuration.without(unwanted), apply_past=False)
 
         self.change(plans.whole, decide)
 
     def cancel(self, reason: str | None = None) -> None:
         """Abandon what waits, now and for as long as the session lives."""
-        self.change(plans.whole, lambda step: step.cancel(reason or 'by hand'))
+        self.change(plans.whole, lambda step: cancel(step, reason or 'by hand'))
 
     # ------------------------------------------------------------------ asking
 

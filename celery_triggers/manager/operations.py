@@ -8,9 +8,9 @@ from typing import Any
 from kombu.exceptions import EncodeError
 
 from celery_triggers.engine import plans
-from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.names import plain
 from celery_triggers.engine.step import Step, cascade_kwargs
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.engine.transitions import UNHAPPY, Status
 from celery_triggers.exceptions import (
     InvalidConfiguration,
@@ -166,7 +166,7 @@ class Operations(Controller):
             instance = self._instance(step, name)
             # Together they must still be what the serializer can take.
             instance.metadata = self.checked_kwargs(name, {**instance.metadata, **facts})
-            step.touch(instance)
+            step.draft.touch(instance)
 
         self.change(plans.record_of(name), decide)
 
@@ -177,7 +177,7 @@ class Operations(Controller):
         def decide(step: Step) -> None:
             instance = self._instance(step, name)
             instance.logs_resolved = True
-            step.touch(instance)
+            step.draft.touch(instance)
 
         self.change(plans.record_of(name), decide)
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from celery_triggers.engine.configuration import Configuration
+from celery_triggers.engine.draft import Draft
 from celery_triggers.engine.names import check_uid
 from celery_triggers.engine.session import Plan
-from celery_triggers.engine.step import Step
 from celery_triggers.exceptions import (
     InvalidFiring,
     StorageNotConfigured,
@@ -237,14 +237,14 @@ class StorageBackend(SessionView):
         """
         return Question(self, to_request(plan, passing), None, plan, expected, passing)
 
-    def committing(self, snapshot: Snapshot, step: Step) -> Question:
+    def committing(self, snapshot: Snapshot, draft: Draft) -> Question:
         """Return the question that applies a step if nobody changed the session meanwhile.
 
         The answer is ``None`` if it was applied, else a fresh snapshot to decide on again.
         """
         session, passing = snapshot.session, snapshot.passing
         commit = to_commit(
-            step,
+            draft,
             snapshot.slice,
             secrets.token_hex(8),
             self.codec,
@@ -252,7 +252,7 @@ class StorageBackend(SessionView):
         )
         expires = self.settings.session_expires
         if expires is not None:
-            commit.dues[''] = step.now + int(expires * 1000)
+            commit.dues[''] = draft.now + int(expires * 1000)
         request = to_request(session.plan, passing)
         return Question(self, request, commit, session.plan, session.configuration, passing)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from celery_triggers.engine.configuration import Configuration
+from celery_triggers.engine.draft import Draft
 from celery_triggers.engine.gates import Gate
 from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.names import split_instance_name
@@ -20,7 +21,6 @@ from celery_triggers.engine.session import (
     Plan,
     Session,
 )
-from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import TriggersError
 from celery_triggers.storages.codec import Codec
@@ -187,7 +187,7 @@ def to_session(
     return session
 
 
-def to_commit(step: Step, found: Slice, version: str, codec: Codec, history: int) -> Commit:
+def to_commit(draft: Draft, found: Slice, version: str, codec: Codec, history: int) -> Commit:
     """Return what a step changed.
 
     Args:
@@ -195,29 +195,29 @@ def to_commit(step: Step, found: Slice, version: str, codec: Codec, history: int
         version: The new version token.
         history: How many firings the session's history may hold.
     """
-    session = step.session
-    session.head.clock = step.now
-    configuration = step.new_configuration
-    lasting = {e: r for e, r in step.events.items() if r.lasting}
-    passing = {e: r for e, r in step.events.items() if not r.lasting}
+    session = draft.session
+    session.head.clock = draft.now
+    configuration = draft.new_configuration
+    lasting = {e: r for e, r in draft.events.items() if r.lasting}
+    passing = {e: r for e, r in draft.events.items() if not r.lasting}
     commit = Commit(
         expected=found.version,
         version=version,
         incarnation=session.head.incarnation,
         head=head_to_text(session.head),
-        puts=_changed_entries(step, lasting, codec, history),
+        puts=_changed_entries(draft, lasting, codec, history),
         drops=[
-            *_outdated_history(step, history),
-            *(f'd:{event}' for event in step.delayed if event not in session.delayed),
+            *_outdated_history(draft, history),
+            *(f'd:{event}' for event in draft.delayed if event not in session.delayed),
         ],
-        rows={name: instance_to_row(i, codec) for name, i in step.touched.items()},
-        waits_added=sorted(step.waits_added),
-        waits_removed=sorted(step.waits_removed),
+        rows={name: instance_to_row(i, codec) for name, i in draft.touched.items()},
+        waits_added=sorted(draft.waits_added),
+        waits_removed=sorted(draft.waits_removed),
         configuration=(
             (configuration.digest, configuration.text) if configuration is not None else None
         ),
-        dues=dict(step.dues),
-        gates=dict(step.gates),
+        dues=dict(draft.dues),
+        gates=dict(draft.gates),
     )
     for event, record in passing.items():
         commit.passing = (event, _event_to_text(record), PASSING_SECONDS)
@@ -225,21 +225,21 @@ def to_commit(step: Step, found: Slice, version: str, codec: Codec, history: int
 
 
 def _changed_entries(
-    step: Step, events: Mapping[str, EventRecord], codec: Codec, history: int
+    draft: Draft, events: Mapping[str, EventRecord], codec: Codec, history: int
 ) -> dict[str, str]:
-    session = step.session
+    session = draft.session
     puts: dict[str, str] = {}
-    for task in step.counted:
+    for task in draft.counted:
         counts = session.counts[task]
         puts[f't:{task}'] = f'{counts.total},{counts.unresolved},{counts.unstarted}'
-    for trigger in step.fired:
+    for trigger in draft.fired:
         puts[f'l:{trigger}'] = _latest_to_text(session.latest[trigger], codec)
-    for event in step.delayed.intersection(session.delayed):
+    for event in draft.delayed.intersection(session.delayed):
         delayed = session.delayed[event]
         puts[f'd:{event}'] = codec.dumps([delayed.trigger, delayed.kwargs, delayed.due])
     for event, record in events.items():
         puts[f'e:{event}'] = _event_to_text(record)
-    for firing in step.records[-history:] if history else ():
+    for firing in draft.records[-history:] if history else ():
         puts[f'h:{firing.number}'] = codec.dumps(
             [firing.trigger, firing.kwargs, firing.at, firing.event_id, firing.cause,
              firing.heard_by]
@@ -264,12 +264,12 @@ def _latest_from_text(text: str, codec: Codec) -> Latest:
     return Latest(int(count), kwargs, {w: Latest(number, last) for w, number, last in matches})
 
 
-def _outdated_history(step: Step, history: int) -> list[str]:
-    last = step.session.head.firings
+def _outdated_history(draft: Draft, history: int) -> list[str]:
+    last = draft.session.head.firings
     return [
         f'h:{number - history}'
-        for number in range(last - len(step.records) + 1, last + 1)
-        if history and number > history and number - history <= last - len(step.records)
+        for number in range(last - len(draft.records) + 1, last + 1)
+        if history and number > history and number - history <= last - len(draft.records)
     ]
 
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
-from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.instances import Instance
 from celery_triggers.engine.names import split_instance_name
 from celery_triggers.engine.session import FiringRecord, Plan, Session
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.engine.transitions import (
     BY_HAND,
     RESOLVED,

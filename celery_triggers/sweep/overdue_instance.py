@@ -6,10 +6,10 @@ import logging
 from typing import Any
 
 from celery_triggers.engine import plans
-from celery_triggers.engine.configuration import TaskConfig
 from celery_triggers.engine.instances import HANDED_TO_GATE, Instance
 from celery_triggers.engine.session import Plan, Session
 from celery_triggers.engine.step import Step
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import ClaimLost
 from celery_triggers.manager import TriggerManager

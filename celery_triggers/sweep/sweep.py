@@ -225,4 +225,5 @@ class OldSession:
 
 def _renew(step: Step) -> None:
     """Commit nothing but a new date at which the session may go."""
-    step.changed = step.session.head.incarnation != '' and step.new_configuration is None
+    draft = step.draft
+    draft.changed = draft.session.head.incarnation != '' and draft.new_configuration is None

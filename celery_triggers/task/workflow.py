@@ -8,7 +8,8 @@ from os import PathLike
 from typing import Any
 
 from celery_triggers.engine.conditions import Condition
-from celery_triggers.engine.configuration import Configuration, TaskConfig, parse_task
+from celery_triggers.engine.configuration import Configuration, parse_task
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.exceptions import InvalidConfiguration
 from celery_triggers.forks import ForkLock
 from celery_triggers.manager.managers import check_runners

@@ -160,7 +160,7 @@ class GateLedger:
         """Look at the answer that an application got."""
         if outcome.duplicate:
             self.world.happened['gate found applied'] += 1
-        elif outcome.step is not None and outcome.value is None:
+        elif outcome.draft is not None and outcome.value is None:
             self.broken('11 applied once', f'{fact.task_id} was applied, and nobody says how')
 
     def committed(

@@ -9,9 +9,10 @@ from typing import Any
 
 from celery_triggers.engine import plans
 from celery_triggers.engine import step as engine_step
+from celery_triggers.engine.cascade import Cascade
 from celery_triggers.engine.draft import Draft
-from celery_triggers.engine.firing_step import FiringStep
 from celery_triggers.engine.instances import AGAIN, Instance
+from celery_triggers.engine.reception import Reception
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import Status
 from celery_triggers.manager.change import Change
@@ -175,7 +176,7 @@ def _losing_softly(original: Any) -> Any:
 
 
 def _no_dues(original: Any) -> Any:
-    def schedule(self: Step, instance: Any, *args: Any, **kwargs: Any) -> None:
+    def schedule(self: Draft, instance: Any, *args: Any, **kwargs: Any) -> None:
         original(self, instance, *args, **kwargs)
         self.dues.pop(instance.name, None)
 
@@ -204,7 +205,7 @@ def _confirming_anything(_: Any, write: Any) -> Any:
 
 
 def _at_any_time(original: Any) -> Any:
-    def fire_delayed(self: FiringStep, event_id: str) -> bool:
+    def fire_delayed(self: Step, event_id: str) -> bool:
         found = self.session.delayed_firing(event_id)
         if found is not None:
             found.due = 0
@@ -214,7 +215,7 @@ def _at_any_time(original: Any) -> Any:
 
 
 def _keeping_delayed(original: Any) -> Any:
-    def drop(self: FiringStep, event_id: str) -> Any:
+    def drop(self: Step, event_id: str) -> Any:
         kept = self.session.delayed[event_id]
         record = original(self, event_id)
         self.session.delayed[event_id] = kept
@@ -224,15 +225,15 @@ def _keeping_delayed(original: Any) -> Any:
 
 
 def _without_dates(original: Any) -> Any:
-    def wait(self: FiringStep, task: Any, instance: Instance) -> None:
+    def wait(self: Reception, task: Any, instance: Instance) -> None:
         original(self, task, instance)
-        self.dues.pop(instance.name, None)
+        self._draft.dues.pop(instance.name, None)
 
     return wait
 
 
 def _not_looking_at_the_date(original: Any) -> Any:
-    def judge(self: FiringStep, task: Any, instance: Instance) -> None:
+    def judge(self: Cascade, task: Any, instance: Instance) -> None:
         own = task.within
         object.__setattr__(task, 'within', None)
         try:
@@ -247,7 +248,7 @@ def _not_looking_at_the_date(original: Any) -> Any:
 
 
 def _under_a_new_id(original: Any) -> Any:
-    def release(self: FiringStep, task: Any, instance: Instance) -> None:
+    def release(self: Cascade, task: Any, instance: Instance) -> None:
         instance.task_id = ''
         original(self, task, instance)
 
@@ -309,12 +310,13 @@ def _never_fresh(original: Any) -> Any:
 
 
 def _sharing_the_id(original: Any) -> Any:
-    def copy(self: FiringStep, task: Any, template: Instance, firing: Any) -> Instance:
-        new_id, self.new_id = self.new_id, lambda: template.task_id
+    def copy(self: Reception, task: Any, template: Instance, firing: Any) -> Instance:
+        draft = self._draft
+        new_id, draft.new_id = draft.new_id, lambda: template.task_id
         try:
             made: Instance = original(self, task, template, firing)
         finally:
-            self.new_id = new_id
+            draft.new_id = new_id
         return made
 
     return copy
@@ -426,28 +428,28 @@ MUTATIONS = [
         ('6 early',), _focus(_KILLS, others=0.0, kinds=('early', 'replaying')),
     ),
     Mutation(
-        'release without due date', [(FiringStep, '_schedule', _no_dues)],
+        'release without due date', [(Draft, 'schedule', _no_dues)],
         ('4 index',), _focus(others=0.0),
     ),
     Mutation(
-        'deadline without due date', [(FiringStep, '_wait', _without_dates)],
+        'deadline without due date', [(Reception, 'wait', _without_dates)],
         ('4 index',), _focus(others=0.0),
     ),
     Mutation(
-        'release after the deadline', [(FiringStep, '_judge', _not_looking_at_the_date)],
+        'release after the deadline', [(Cascade, 'judge', _not_looking_at_the_date)],
         ('7 deadline', '1 reference', '4 index'), _focus(others=0.0),
     ),
     Mutation(
-        'delayed firings at any time', [(FiringStep, 'fire_delayed', _at_any_time)],
+        'delayed firings at any time', [(Step, 'fire_delayed', _at_any_time)],
         ('6 ETA', '1 exactly once'), _focus({'jump back': 0.2}, others=0.0),
     ),
     Mutation(
-        'delayed firings stay', [(FiringStep, '_drop_delayed', _keeping_delayed)],
+        'delayed firings stay', [(Step, '_drop_delayed', _keeping_delayed)],
         ('1 exactly once', '5 nothing lost'), _focus(others=0.0),
     ),
     Mutation(
         'event id not remembered',
-        [(FiringStep, 'remember', _instead(lambda *_: None))],
+        [(Draft, 'remember', _instead(lambda *_: None))],
         ('1 exactly once', '5 nothing lost'), _focus({'answer lost': 0.1}),
     ),
     Mutation(
@@ -464,7 +466,7 @@ MUTATIONS = [
         _focus({'stop process': 0.2}, others=0.0, meddling=0.6, kinds=('late',)),
     ),
     Mutation(
-        'due date not removed', [(Draft, '_recount', _keeping_dues)],
+        'due date not removed', [(Draft, 'recount', _keeping_dues)],
         ('4 index',), _focus(others=0.0),
     ),
     Mutation(
@@ -491,7 +493,7 @@ MUTATIONS = [
         ('6 still mine', '5 alone'), _focus(_STOPS, others=0.0),
     ),
     Mutation(
-        'gate released under a new task id', [(FiringStep, '_release', _under_a_new_id)],
+        'gate released under a new task id', [(Cascade, 'release', _under_a_new_id)],
         ('11 task id', '11 applied once'), _GATES,
     ),
     Mutation(
@@ -499,7 +501,7 @@ MUTATIONS = [
         ('11 applied once', '11 task id'), _GATES,
     ),
     Mutation(
-        'expiry of a gate not told', [(FiringStep, '_expire', _silently)], ('11 told',), _GATES,
+        'expiry of a gate not told', [(Cascade, 'expire', _silently)], ('11 told',), _GATES,
     ),
     Mutation(
         'failure of a gate not told', [(Step, 'fail', _as_if_told)], ('11 told',),
@@ -532,7 +534,7 @@ MUTATIONS = [
         ('1 reference',), _GATES,
     ),
     Mutation(
-        "copy with its template's task id", [(FiringStep, '_copy_of', _sharing_the_id)],
+        "copy with its template's task id", [(Reception, 'copy_of', _sharing_the_id)],
         ('11 task id', '11 waiting gates'), _GATES,
     ),
     Mutation(

@@ -10,8 +10,9 @@ import pytest
 
 from celery_triggers import all_of, any_of, at_least
 from celery_triggers.engine.conditions import On
-from celery_triggers.engine.configuration import Configuration, TaskConfig
+from celery_triggers.engine.configuration import Configuration
 from celery_triggers.engine.forms import parse_condition
+from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.exceptions import InvalidConfiguration
 
 

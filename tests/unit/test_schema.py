@@ -14,10 +14,11 @@ from jsonschema import Draft202012Validator
 from celery_triggers import all_of, any_of, at_least, kwarg, on
 from celery_triggers.engine import calls
 from celery_triggers.engine.conditions import On
-from celery_triggers.engine.configuration import DIRECTIVES, MOST_SECONDS, parse_task
+from celery_triggers.engine.configuration import MOST_SECONDS, parse_task
 from celery_triggers.engine.filters import MOST_CHARACTERS
 from celery_triggers.engine.names import OUTCOMES
 from celery_triggers.engine.schema import configuration_schema
+from celery_triggers.engine.task_config import DIRECTIVES
 from celery_triggers.exceptions import InvalidConfiguration
 from tests.unit import test_configuration
 
