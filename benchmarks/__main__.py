@@ -8,7 +8,6 @@ other than ``redis://localhost:6379``; its databases 14 and 15 are emptied.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -19,12 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis
-from celery import Celery
 
 from benchmarks.crowd import rate
+from benchmarks.shop import SERVER, make_app
 from benchmarks.workers import questionnaires
-
-SERVER = os.environ.get('TRIGGERS_TEST_REDIS', 'redis://localhost:6379').rstrip('/')
 
 
 @dataclass
@@ -58,30 +55,6 @@ def interleaved(
             call()
             kept.append((time.perf_counter() - start) * 1000)
     return statistics.median(times[0]), statistics.median(times[1])
-
-
-def make_app() -> Any:
-    """Return an application on a Redis broker that no worker serves."""
-    app: Any = Celery('bench', broker=f'{SERVER}/14', set_as_current=False,
-                      task_cls='celery_triggers:TriggerTask')
-    app.conf.update(
-        triggers_storage=f'{SERVER}/15', task_ignore_result=True, triggers_unheard='ignore'
-    )
-
-    @app.trigger_task(after=['a', 'b'], sessions='wait:')
-    def wait(context: Any) -> None: ...
-
-    @app.trigger_task(after=['a'], sessions='go:')
-    def go(context: Any) -> None: ...
-
-    @app.trigger_task(after=['never'], and_every='d', sessions='big:')
-    def big(context: Any) -> None: ...
-
-    @app.task
-    def plain(trigger_kwargs: Any) -> None: ...
-
-    app.bench_task = plain
-    return app
 
 
 def fresh_uids(prefix: str) -> Callable[[], str]:

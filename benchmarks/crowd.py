@@ -7,12 +7,12 @@ import time
 import uuid
 from typing import Any
 
+from benchmarks.shop import make_app
+
 FIRINGS = 3200
 
 
 def _run(uid: str, count: int, start: Any) -> None:
-    from benchmarks.__main__ import make_app
-
     fire = make_app().triggers.fire
     fire(f'big:{uuid.uuid4()}', 'd', {})
     start.wait()

@@ -23,7 +23,7 @@ from celery_triggers.exceptions import (
 )
 from celery_triggers.forks import ForkLock
 from celery_triggers.loading import configuration_in
-from celery_triggers.manager import Firing, TriggerManager
+from celery_triggers.manager import Firing, TriggerManager, pending
 from celery_triggers.manager.firing import ReadyFiring, fire_all
 from celery_triggers.registry import storage_backends
 from celery_triggers.services import Services
@@ -110,7 +110,7 @@ class Triggers:
         trigger_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> ReadyFiring:
-        return self.session(uid).ready(trigger_name, trigger_kwargs, **options)
+        return pending.ready(self.session(uid), trigger_name, trigger_kwargs, **options)
 
     # ---------------------------------------------------------------- sessions
 

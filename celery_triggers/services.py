@@ -20,6 +20,7 @@ from celery_triggers.exceptions import InvalidConfiguration, StorageNotConfigure
 from celery_triggers.manager import Release, TriggerManager
 from celery_triggers.manager.change import Outcome
 from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.follow_up import call_hooks, released_by
 from celery_triggers.registry import storage_backends, trigger_managers
 from celery_triggers.runners.dispatcher import Dispatcher
 from celery_triggers.runners.runners import EagerError, run_one
@@ -208,7 +209,7 @@ class Services:
         result: Any = None
         here: list[Any] = []
         others: list[Release] = []
-        for release in manager._released_by(outcome):
+        for release in released_by(manager, outcome):
             mine = release.instance.task_id == task_id and not release.ends
             (here if mine else others).append(release)
         if others:
@@ -220,7 +221,7 @@ class Services:
                 raise exc.error from exc.error.__cause__
         draft = outcome.draft
         if draft is not None:
-            manager.storage.after_commit(lambda: manager._call_hooks(draft))
+            manager.storage.after_commit(lambda: call_hooks(manager, draft))
         if result is None:
             result = EagerResult(task_id, None, states.IGNORED)
         return result

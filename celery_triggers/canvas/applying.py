@@ -24,7 +24,8 @@ from celery_triggers.exceptions import (
     StorageUnavailable,
     TriggersError,
 )
-from celery_triggers.manager.gates import apply_gate
+from celery_triggers.manager.follow_up import follow_up
+from celery_triggers.manager.gate_life import apply_gate
 from celery_triggers.task.task import header_of
 from celery_triggers.wiring import services_of
 
@@ -92,7 +93,7 @@ class Applying:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(0.25)
-        manager.follow_up(outcome)
+        follow_up(manager, outcome)
         return self._result()
 
     def _manager(self) -> Any:
@@ -204,7 +205,7 @@ class Applying:
             )
         outcome = self._store(manager)
         if outcome.value is not Status.SCHEDULED:
-            manager.follow_up(outcome)
+            follow_up(manager, outcome)
             return EagerResult(self.task_id, None, states.IGNORED, name=self.gate.task)
         return services_of(self.app).run_here(manager, outcome, self.task_id)
 

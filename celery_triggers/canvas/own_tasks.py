@@ -35,8 +35,8 @@ from celery_triggers.exceptions import (
     InvalidFiring,
     StorageUnavailable,
 )
-from celery_triggers.manager.delivery import exception_facts
-from celery_triggers.manager.gates import GateEnd
+from celery_triggers.manager.facts import exception_facts
+from celery_triggers.manager.gate_life import GateEnd
 from celery_triggers.task import TriggerTask
 
 __all__ = ['add_own_tasks']
@@ -182,7 +182,7 @@ def _end_with(services: Any) -> Any:
         callbacks run where that is done.
 
         Args:
-            header: Of the gate's instance, see :meth:`.Controller.header`.
+            header: Of the gate's instance, see :func:`.header_of`.
             end: How it ended: ``{"status", "reason", "missing", "message", "result"}``.
             request: What its message would have had, see :class:`celery.app.task.Context`.
         """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import traceback as tracebacks
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,12 +27,14 @@ from celery_triggers.engine.instances import (
 from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step, cascade_kwargs
 from celery_triggers.engine.transitions import Status
-from celery_triggers.exceptions import InvalidTransition, StorageUnavailable, get_context
+from celery_triggers.exceptions import InvalidTransition, StorageUnavailable
 from celery_triggers.manager.change import Change, Outcome
 from celery_triggers.manager.controller import Controller
+from celery_triggers.manager.facts import exception_facts, lost_worker, printable
+from celery_triggers.manager.follow_up import follow_up, prepare
 from celery_triggers.storages.records import Row, StorageTime, Write
 
-__all__ = ['Delivery', 'exception_facts']
+__all__ = ['Delivery', 'uptime']
 
 logger = logging.getLogger(__name__)
 
@@ -47,49 +48,13 @@ EARLY_PATIENCE = 2.0
 #: Which part of a lease may have passed since a claim that is still relied on.
 SURE_OF_LEASE = 0.5
 
-#: The keys of a header; one that lacks any is not this package's.
-HEADER_KEYS = frozenset(
-    {'uid', 'incarnation', 'instance', 'task_id', 'attempt', 'manager', 'storage'}
-)
-
-
-def exception_facts(
-    exc: BaseException | None, traceback: str | None = None
-) -> dict[str, Any]:
-    """Return what is kept of an exception: type, message, traceback and context."""
-    if exc is None:
-        return {'type': '', 'message': '', 'traceback': traceback or '', 'context': {}}
-    if traceback is None:
-        traceback = ''.join(tracebacks.format_exception(exc))
-    return {
-        'type': type(exc).__qualname__,
-        'message': printable(exc, str),
-        'traceback': traceback,
-        'context': get_context(exc),
-    }
-
-
-def lost_worker(message: str) -> dict[str, Any]:
-    """Return what is kept of the loss of a worker, in the shape of an exception."""
-    return {**exception_facts(None), 'type': 'WorkerLostError', 'message': message}
-
-
-def printable(value: object, how: Callable[[Any], str] = repr) -> str:
-    """Return the text of a value, also of one that cannot print itself."""
-    try:
-        return how(value)
-    except Exception:  # noqa: BLE001
-        # Whatever it raises, it must not hide how a run ended.
-        return f'<unprintable {type(value).__qualname__}>'
-
-
 @dataclass(slots=True)
 class Delivery:
     """One delivery of a released message.
 
     Attributes:
         manager: Of the session that the header names.
-        header: The message's header, see :meth:`Controller.header`.
+        header: The message's header, see :func:`.header_of`.
         token: This delivery's own, ``''`` for a task that makes no claim.
         loss: What becomes of the instance if the worker is lost that runs it.
         process: The id of the process that claims. Celery may give a request to a second child
@@ -411,7 +376,7 @@ class Delivery:
             instance.log_level = max(instance.log_level, log_level)
             return True
 
-        change = self.manager.prepare(plans.outcome(self.name), checked)
+        change = prepare(self.manager, plans.outcome(self.name), checked)
         try:
             outcome = self._made(change, what)
         except StorageUnavailable as exc:
@@ -424,7 +389,7 @@ class Delivery:
             )
             return False
         with suppress(*self.unmoved_by):
-            self.manager.follow_up(outcome)
+            follow_up(self.manager, outcome)
         return bool(outcome.value) or outcome.value is None
 
     def _made(self, change: Change[bool], what: str) -> Outcome[bool]:
@@ -499,16 +464,5 @@ def uptime() -> float:
     clock = getattr(time, 'CLOCK_BOOTTIME', None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
-
-def is_header(value: Any) -> bool:
-    """Tell whether a message header has the shape of this package's."""
-    return (
-        isinstance(value, Mapping)
-        and value.keys() >= HEADER_KEYS
-        and all(isinstance(value[key], str) for key in HEADER_KEYS - {'attempt'})
-        and isinstance(value['attempt'], int)
-        and isinstance(value.get('claim', ''), str)
-        and isinstance(value.get('depth', 0), int)
-    )
 
 

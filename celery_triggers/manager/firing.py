@@ -11,7 +11,8 @@ from typing import Any
 
 from celery_triggers.exceptions import TriggersError
 from celery_triggers.manager.change import Change, Outcome, make_all
-from celery_triggers.manager.controller import Controller, follow_up_all
+from celery_triggers.manager.controller import Controller
+from celery_triggers.manager.follow_up import follow_up, follow_up_all
 from celery_triggers.storages.records import StoredFiring
 from celery_triggers.storages.view import moment
 
@@ -34,9 +35,13 @@ class Delay:
 
 
 class _OfSession:
-    """Knows the manager of its session, which is no fact about it and is not copied."""
+    """Knows how it is taken back, which is no fact about it and is not copied."""
 
-    __slots__ = ('_manager', '_stored_under')
+    __slots__ = ('_take_back',)
+
+    def can_be_taken_back_by(self, call: Callable[[], bool]) -> None:
+        """Say what :meth:`.Firing.cancel` does while this is pending."""
+        object.__setattr__(self, '_take_back', call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,30 +85,24 @@ class Firing(_OfSession):
         """
         if not self.pending:
             return False
-        manager: Any = getattr(self, '_manager', None)
-        if manager is None:
+        take_back: Callable[[], bool] | None = getattr(self, '_take_back', None)
+        if take_back is None:
             raise TriggersError(
                 'this is a copy of what fire() returned; call '
                 f'app.triggers.session({self.uid!r}).cancel_firing({self.event_id!r})'
             )
-        stored_under: str = getattr(self, '_stored_under', '')
-        if stored_under:
-            return bool(manager.cancel_stored(stored_under, self.event_id))
-        return bool(manager.cancel_firing(self.event_id))
+        return take_back()
 
     @classmethod
     def stored(
         cls, manager: Controller, stored: StoredFiring, now: int, delay: Delay | None
     ) -> Firing:
         """Return what is known of a firing that is part of an open transaction."""
-        firing = cls(
+        return cls(
             manager.uid, stored.trigger, stored.kwargs, stored.event_id, moment(now),
             heard_by=[], created=[], released=[], abandoned=[], pending=True,
             due=moment(delay.due(now)) if delay is not None else None,
         )
-        object.__setattr__(firing, '_manager', manager)
-        object.__setattr__(firing, '_stored_under', stored.id)
-        return firing
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,7 @@ class ReadyFiring:
         if self.store is not None:
             return self.store()
         outcome = self.change.make()
-        self.manager.follow_up(outcome)
+        follow_up(self.manager, outcome)
         return self.answer(outcome)
 
     def answer(self, outcome: Outcome[None]) -> Firing:
@@ -161,7 +160,8 @@ class ReadyFiring:
             bool(record.due),
             moment(record.due) if record.due else None,
         )
-        object.__setattr__(firing, '_manager', self.manager)
+        manager: Any = self.manager
+        firing.can_be_taken_back_by(lambda: bool(manager.cancel_firing(outcome.event_id)))
         return firing
 
 

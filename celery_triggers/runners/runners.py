@@ -20,7 +20,8 @@ from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import TriggersError
 from celery_triggers.forks import ForkLock
 from celery_triggers.manager import Release
-from celery_triggers.manager.delivery import Delivery, exception_facts
+from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.facts import exception_facts
 from celery_triggers.registry import task_runners
 from celery_triggers.storages.view import moment
 

@@ -13,8 +13,16 @@ from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import ClaimLost
 from celery_triggers.manager import TriggerManager
-from celery_triggers.manager.controller import MOST_DOUBLINGS
-from celery_triggers.manager.delivery import Delivery, exception_facts, lost_worker
+from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.facts import exception_facts, lost_worker
+from celery_triggers.manager.follow_up import make_change
+from celery_triggers.manager.release import (
+    MOST_DOUBLINGS,
+    dispatch,
+    dispatch_endings,
+    header_of,
+    serving,
+)
 from celery_triggers.storages.records import Due, StorageTime, Write
 from celery_triggers.wiring import StoredOutcome
 
@@ -64,7 +72,7 @@ class OverdueInstance:
             instance = self._same(step)
             return 'expired' if instance is not None and step.expire(instance) else 'postponed'
 
-        outcome = self.manager.change(plans.outcome(self.instance.name), decide)
+        outcome = make_change(self.manager, plans.outcome(self.instance.name), decide)
         # Without a value this very change was found to have been made.
         return outcome.value or 'expired'
 
@@ -95,8 +103,8 @@ class OverdueInstance:
             return 'postponed'
         head = self.session.head
         wrapped = self.manager.storage.wrap(self.session, self.instance)
-        serving = self.manager._serving(head.manager)
-        return 'sent' if serving.dispatch_endings([wrapped], head.incarnation) else 'unsent'
+        served = serving(self.manager, head.manager)
+        return 'sent' if dispatch_endings(served, [wrapped], head.incarnation) else 'unsent'
 
     # --------------------------------------------------------------- scheduled
 
@@ -118,8 +126,8 @@ class OverdueInstance:
             )
         wrapped = self.manager.storage.wrap(self.session, instance)
         head = self.session.head
-        serving = self.manager._serving(head.manager)
-        sent = serving.dispatch([wrapped], head.incarnation, self.now)
+        served = serving(self.manager, head.manager)
+        sent = dispatch(served, [wrapped], head.incarnation, self.now)
         return 'sent' if sent else 'unsent'
 
     def _later(self) -> int:
@@ -170,7 +178,7 @@ class OverdueInstance:
                 Status.SCHEDULED: 'again', Status.REPLAYED: 'replayed',
             }.get(instance.status, 'failed')
 
-        outcome = self.manager.change(plans.outcome(self.instance.name), decide)
+        outcome = make_change(self.manager, plans.outcome(self.instance.name), decide)
         what = outcome.value or 'postponed'
         if what != 'postponed':
             logger.warning(
@@ -225,9 +233,8 @@ class OverdueInstance:
 
     def _delivery(self) -> Delivery:
         wrapped = self.manager.storage.wrap(self.session, self.instance)
-        header = self.manager._serving(self.session.head.manager).header(
-            wrapped, self.session.head.incarnation
-        )
+        head = self.session.head
+        header = header_of(serving(self.manager, head.manager), wrapped, head.incarnation)
         return Delivery(self.manager, header, self.instance.token, by_sweep=True)
 
     def _postpone(self, at: int | None) -> str:

@@ -17,7 +17,9 @@ from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import WITH_DUE_DATE
 from celery_triggers.exceptions import StorageUnavailable
-from celery_triggers.manager import TriggerManager
+from celery_triggers.manager import TriggerManager, pending
+from celery_triggers.manager.follow_up import make_change
+from celery_triggers.manager.pending import DelayedChange
 from celery_triggers.registry import trigger_managers
 from celery_triggers.storages.base import StorageBackend
 from celery_triggers.storages.records import Due, Taken, Write
@@ -166,11 +168,11 @@ class OverdueFiring:
 
     def see_to(self) -> str:
         """Apply it; return the report's word for what was done."""
-        done = self.manager.change_delayed(self.event_id, self._fire)
-        if done is None:
+        done = pending.change_delayed(self.manager, self.event_id, self._fire)
+        if done is DelayedChange.UNKNOWN:
             # A write to no instance removes the date that is left over.
             self.manager.storage.write(Write(self.name, '', [], {}, due=0))
-        return 'fired' if done else 'postponed'
+        return 'fired' if done is DelayedChange.DONE else 'postponed'
 
     def _fire(self, step: Step) -> bool:
         if step.fire_delayed(self.event_id):
@@ -191,7 +193,7 @@ class CommittedFiring:
 
     def see_to(self) -> str:
         """Apply it; return the report's word for what was done."""
-        return 'fired' if self.manager.apply_stored(self.id) else 'postponed'
+        return 'fired' if pending.apply_stored(self.manager, self.id) else 'postponed'
 
 
 class OldSession:
@@ -219,7 +221,7 @@ class OldSession:
         )
         if over and not session.head.gates and not session.delayed and not any(alive):
             return 'deleted' if self.storage.delete(found.slice.version) else 'postponed'
-        self.manager.change(plans.head_alone, _renew)
+        make_change(self.manager, plans.head_alone, _renew)
         return 'postponed'
 
 

@@ -13,7 +13,9 @@ from celery.utils.log import get_task_logger
 from celery_triggers.engine.names import check_trigger
 from celery_triggers.exceptions import TriggersError, get_context, with_context
 from celery_triggers.manager import Firing, TriggerManager
+from celery_triggers.manager.checks import checked_kwargs
 from celery_triggers.manager.firing import Run
+from celery_triggers.manager.pending import ready
 from celery_triggers.storages.view import TaskInstance
 
 __all__ = ['TaskContext']
@@ -110,7 +112,7 @@ class TaskContext:
             ClaimLost: This run was taken for lost, and its instance is in other hands.
         """
         trigger = check_trigger(self.uid, trigger_name)
-        kwargs = self.manager.checked_kwargs(trigger, trigger_kwargs)
+        kwargs = checked_kwargs(self.manager, trigger, trigger_kwargs)
         digest = self.manager.storage.codec.digest(trigger, kwargs)
         count = self._fired.get(digest, 0) + 1
         run = self._run
@@ -118,8 +120,8 @@ class TaskContext:
         if run is not None:
             # The instance too: the replay of a gate has the same task id.
             event_id = f'{run.instance}:{run.task_id}:{run.attempt}:{digest}:{count}'
-        firing = self.manager.ready(
-            trigger, kwargs, event_id=event_id, connection=connection, run=run
+        firing = ready(
+            self.manager, trigger, kwargs, event_id=event_id, connection=connection, run=run
         ).make()
         # Not before: a call that is repeated because the storage gave no answer is the same.
         self._fired[digest] = count

@@ -22,8 +22,11 @@ from celery.utils.time import maybe_make_aware
 from celery_triggers.engine.instances import AGAIN, FAIL, replay_at_most
 from celery_triggers.exceptions import TriggersError
 from celery_triggers.manager import TriggerManager
-from celery_triggers.manager.delivery import Delivery, exception_facts, is_header
+from celery_triggers.manager.checks import checked_kwargs
+from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.facts import exception_facts
 from celery_triggers.manager.firing import Run
+from celery_triggers.manager.header import is_header
 from celery_triggers.task.claiming import ask, lease_seconds
 from celery_triggers.task.context import TaskContext
 from celery_triggers.task.endings import Replaced, Replayed, Skipped
@@ -180,7 +183,7 @@ class TriggerTask(_BaseTask):
             return exc or self.MaxRetriesExceededError(f'{name} was replayed {depth} times already')
         if context is not None:
             for trigger, kwargs in (replacement_kwargs or {}).items():
-                context.manager.checked_kwargs(trigger, kwargs)
+                checked_kwargs(context.manager, trigger, kwargs)
         facts = dict(metadata or {})
         if exc is not None:
             facts['exception'] = exception_facts(exc)

@@ -11,7 +11,7 @@ from typing import Any
 from celery_triggers import runners  # noqa: F401  (registers the runners)
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.manager import FinalizingTriggerManager, TriggerManager
-from celery_triggers.manager.controller import Release
+from celery_triggers.manager.release import Release
 from celery_triggers.registry import storage_backends
 from celery_triggers.settings import Settings
 from celery_triggers.storages.base import StorageBackend

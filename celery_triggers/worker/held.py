@@ -17,7 +17,8 @@ from celery.backends.base import DisabledBackend
 from celery.worker import state as worker_state
 
 from celery_triggers.exceptions import TriggersError
-from celery_triggers.manager.delivery import Delivery, is_header
+from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.header import is_header
 from celery_triggers.wiring import services_of
 from celery_triggers.worker.report_queue import Reporter
 

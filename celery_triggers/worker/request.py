@@ -9,7 +9,7 @@ from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
 from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 
-from celery_triggers.manager.delivery import is_header
+from celery_triggers.manager.header import is_header
 from celery_triggers.worker.held import hold, keep, submit_give_back, submit_loss
 
 __all__ = ['TriggerRequest']

@@ -16,7 +16,7 @@ from celery.worker import state as worker_state
 
 from celery_triggers.exceptions import StorageUnavailable, TriggersError
 from celery_triggers.forks import ForkGate
-from celery_triggers.manager.gates import revoke_gate
+from celery_triggers.manager.gate_life import revoke_gate
 from celery_triggers.registry import storage_backends
 
 __all__ = ['Revocations', 'revoke_waiting']

@@ -20,7 +20,9 @@ from celery.exceptions import Ignore, NotRegistered, Reject
 from celery.utils.serialization import UnpickleableExceptionWrapper
 
 from celery_triggers.engine.step import TIME_LIMIT, WORKER_LOST
-from celery_triggers.manager.delivery import Delivery, exception_facts, is_header
+from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.facts import exception_facts
+from celery_triggers.manager.header import is_header
 from celery_triggers.task.endings import ClaimRefused, Replaced, Replayed, Skipped
 from celery_triggers.task.task import TriggerTask, header_of
 from celery_triggers.worker.held import (

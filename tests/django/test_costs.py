@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from celery_triggers.manager import TriggerManager
+from celery_triggers.manager.follow_up import make_change
 from celery_triggers.testing.conformance.support import delivery
 from celery_triggers.testing.conformance.test_slices import TASKS, cost_among
 from celery_triggers.testing.media import Medium
@@ -170,4 +171,4 @@ def fill_only(manager: TriggerManager, size: int) -> None:
         for number in range(size):
             step.fire('item', {'n': number})
 
-    manager.change(plans.firing('item'), decide)
+    make_change(manager, plans.firing('item'), decide)

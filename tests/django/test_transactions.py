@@ -12,7 +12,7 @@ from celery import Celery, signature
 
 from celery_triggers import gate
 from celery_triggers.exceptions import InvalidFiring, TriggersError
-from celery_triggers.manager import TriggerManager
+from celery_triggers.manager import TriggerManager, pending
 from celery_triggers.registry import trigger_managers
 from celery_triggers.storages.records import Request
 from celery_triggers.testing.conformance.support import (
@@ -239,7 +239,7 @@ def test_a_firing_that_cannot_be_applied_does_not_harm_what_else_follows_the_com
     def broken(id_: str) -> None:
         raise TriggersError('not now')
 
-    monkeypatch.setattr(manager, 'apply_stored', broken)
+    monkeypatch.setattr(pending, 'apply_stored', broken)
     with atomic():
         manager.fire('item')
         transaction.on_commit(lambda: called.append('own'), using=alias)

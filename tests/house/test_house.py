@@ -31,7 +31,7 @@ def test_few_modules_stand_at_the_top() -> None:
     assert len(top) <= MOST_AT_THE_TOP, sorted(top)
 
 
-@pytest.mark.parametrize('package', ['celery_triggers', 'benchmarks', 'tests', 'examples'])
+@pytest.mark.parametrize('package', ['celery_triggers', 'benchmarks', 'examples'])
 def test_no_imports_go_in_circles(package: str) -> None:
     # Whatever they are for: type checkers' and late ones count.
     assert circles(imports_of(ROOT / package)) == []

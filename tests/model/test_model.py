@@ -33,7 +33,8 @@ from celery_triggers.exceptions import (
     InvalidTransition,
 )
 from celery_triggers.manager import TriggerManager
-from celery_triggers.manager.gates import apply_gate, revoke_gate
+from celery_triggers.manager.follow_up import follow_up
+from celery_triggers.manager.gate_life import apply_gate, revoke_gate
 from celery_triggers.testing.conformance.support import delivery
 from celery_triggers.testing.media import FakeApplication, Medium
 from tests.media import present
@@ -233,7 +234,7 @@ class Sessions(RuleBasedStateMachine):
             template='andEvery' in directives,
         )
         outcome = apply_gate(self.manager, name, task_id, gate, fresh=fresh)
-        self.manager.follow_up(outcome)
+        follow_up(self.manager, outcome)
         before = self.reference.apply_gate(name, task_id, directives, 0, fresh)
         assert outcome.duplicate == before
 

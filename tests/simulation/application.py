@@ -15,8 +15,8 @@ from celery_triggers.engine.calls import END
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import trigger_managers
-from celery_triggers.manager.controller import Release
 from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.release import Release
 from celery_triggers.runners.broker_thread import BrokerDown, Job
 from celery_triggers.runners.dispatcher import Dispatcher
 from celery_triggers.settings import Settings

@@ -15,11 +15,13 @@ from celery_triggers.engine.instances import AGAIN, Instance
 from celery_triggers.engine.reception import Reception
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.transitions import Status
+from celery_triggers.manager import checks, gate_life
 from celery_triggers.manager.change import Change
-from celery_triggers.manager.controller import Controller, Release
+from celery_triggers.manager.controller import Controller
 from celery_triggers.manager.delivery import Delivery
-from celery_triggers.manager.firings import Firings
-from celery_triggers.manager.gates import GateEnd
+from celery_triggers.manager.follow_up import make_change
+from celery_triggers.manager.gate_life import GateEnd
+from celery_triggers.manager.release import Release
 from celery_triggers.storages.agenda import Agenda
 from celery_triggers.storages.document.document import Document
 from celery_triggers.sweep import sweep as overdue
@@ -256,10 +258,10 @@ def _under_a_new_id(original: Any) -> Any:
 
 
 def _without_event(original: Any) -> Any:
-    def prepare(self: Controller, *args: Any, event_id: Any = None, **kwargs: Any) -> Any:
+    def prepare(manager: Controller, *args: Any, event_id: Any = None, **kwargs: Any) -> Any:
         if event_id is not None and event_id.startswith('gate:'):
             event_id = None
-        return original(self, *args, event_id=event_id, **kwargs)
+        return original(manager, *args, event_id=event_id, **kwargs)
 
     return prepare
 
@@ -267,12 +269,13 @@ def _without_event(original: Any) -> Any:
 def _silently(original: Any) -> Any:
     """Return what ends a gate and has nobody told."""
 
-    def end(self: Step, *args: Any, **kwargs: Any) -> None:
+    def end(self: Cascade, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        for name in self.to_end:
-            self.touched[name].loss = ''
-            self.dues[name] = 0
-        self.to_end.clear()
+        draft = self._draft
+        for name in draft.to_end:
+            draft.touched[name].loss = ''
+            draft.dues[name] = 0
+        draft.to_end.clear()
 
     return end
 
@@ -292,7 +295,7 @@ def _revoking_anything(manager: Any, name: str, task_id: str) -> bool:
         step.revoke(instance, 'revoked')
         return True
 
-    return manager.change(plans.outcome(name), decide).value is not False
+    return make_change(manager, plans.outcome(name), decide).value is not False
 
 
 def _always_fresh(original: Any) -> Any:
@@ -395,7 +398,7 @@ MUTATIONS = [
     ),
     Mutation(
         'no run behind what code fires',
-        [(Firings, '_depth_in', _instead(lambda *_: 0))],
+        [(checks, 'depth_in', _instead(lambda *_: 0))],
         ('3 stale run', '3 incarnation'), _focus(_STOPS, others=0.0),
     ),
     Mutation(
@@ -497,7 +500,7 @@ MUTATIONS = [
         ('11 task id', '11 applied once'), _GATES,
     ),
     Mutation(
-        'gate applied twice', [(Controller, 'prepare', _without_event)],
+        'gate applied twice', [(gate_life, 'prepare', _without_event)],
         ('11 applied once', '11 task id'), _GATES,
     ),
     Mutation(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery_triggers.canvas import own_tasks
-from celery_triggers.manager import change, delivery, firings
+from celery_triggers.manager import change, delivery, pending
 from celery_triggers.runners import broker_thread as publisher
 from celery_triggers.storages import base as storage_base
 from celery_triggers.storages import memory as memory_storage
@@ -46,7 +46,7 @@ def patched(world: World) -> Iterator[None]:
         (change, 'time', fake_time),
         (change, 'random', _Random(world)),
         (change, 'secrets', _Secrets(world)),
-        (firings, 'secrets', _Secrets(world)),
+        (pending, 'secrets', _Secrets(world)),
         (change, 'new_task_id', lambda: world.serial('id-')),
         (storage_base, 'secrets', _Secrets(world)),
         (memory_storage, 'host_time', lambda: world.storage_time),

@@ -16,7 +16,8 @@ from celery_triggers.exceptions import (
     UnknownInstance,
 )
 from celery_triggers.manager import FinalizingTriggerManager, TriggerManager
-from celery_triggers.manager.gates import apply_gate, revoke_gate
+from celery_triggers.manager.follow_up import follow_up
+from celery_triggers.manager.gate_life import apply_gate, revoke_gate
 from tests.simulation.application import SimulatedApplication
 from tests.simulation.facts import Actor, FiringFact
 from tests.simulation.gates import GateFact
@@ -333,7 +334,7 @@ class Caller:
                 until=fact.until, fresh=fact.fresh, waits=shown,
             )
             self.ledger.gates.answered(fact, outcome)
-            manager.follow_up(outcome)
+            follow_up(manager, outcome)
 
     def _revoke_gate(self, uid: str) -> None:
         """Revoke a gate that a worker found to wait, or that did so once."""

@@ -22,6 +22,7 @@ from celery_triggers.exceptions import (
 )
 from celery_triggers.manager import TriggerManager
 from celery_triggers.manager.firing import Run
+from celery_triggers.manager.pending import ready
 from celery_triggers.storages.sql.dialects import dialect_of
 from celery_triggers.sweep import Sweep
 from celery_triggers.testing.conformance.support import delivery, fired, statuses
@@ -516,10 +517,11 @@ def test_a_run_may_end_before_its_transaction_does(manager: TriggerManager, engi
     run = delivery(manager, 't_each#0')
     run.claim()
     with engine.begin() as connection:
-        ready = manager.ready(
-            'b', event_id='r', connection=connection, run=run_of(manager, 't_each#0', run.token)
+        firing = ready(
+            manager, 'b', event_id='r', connection=connection,
+            run=run_of(manager, 't_each#0', run.token),
         )
-        assert ready.make().pending
+        assert firing.make().pending
         run.finish(None)
     assert fired(manager) == ['a', 't_each', 'b']
 
@@ -528,8 +530,8 @@ def test_a_run_that_lost_its_claim_stores_nothing(manager: TriggerManager, engin
     manager.fire('a')
     delivery(manager, 't_each#0').claim()
     with engine.begin() as connection:
-        stale = manager.ready(
-            'b', connection=connection, run=run_of(manager, 't_each#0', 'another')
+        stale = ready(
+            manager, 'b', connection=connection, run=run_of(manager, 't_each#0', 'another')
         )
         with pytest.raises(ClaimLost):
             stale.make()
@@ -546,16 +548,16 @@ def test_a_loop_of_runs_is_stopped_within_transactions_too(medium: Medium, engin
         run = delivery(manager, f't_loop#{number}')
         run.claim()
         with engine.begin() as connection:
-            manager.ready(
-                'a', connection=connection,
+            ready(
+            manager,     'a', connection=connection,
                 run=run_of(manager, f't_loop#{number}', run.token),
             ).make()
         run.finish(None)
     run = delivery(manager, 't_loop#3')
     run.claim()
     with engine.begin() as connection, pytest.raises(CascadeLimitExceeded):
-        manager.ready(
-            'a', connection=connection, run=run_of(manager, 't_loop#3', run.token)
+        ready(
+            manager, 'a', connection=connection, run=run_of(manager, 't_loop#3', run.token)
         ).make()
 
 

@@ -24,7 +24,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from celery_triggers.manager.firings import Firings
+from celery_triggers.manager import pending
 from celery_triggers.storages.relational import RelationalStorageBackend
 from celery_triggers.testing.conformance.test_forks import in_child
 from celery_triggers.wiring import services_of
@@ -108,10 +108,10 @@ def _die_after_sending(app: Any) -> None:
 #: Where a customer is killed, after what came before it went well.
 POINTS: dict[str, Callable[[Any], None]] = {
     'in the transaction': _die_instead(sa.Connection, 'commit'),
-    'committed': _die_instead(Firings, 'apply_stored'),
-    'seen in the inbox': _die_instead(Firings, '_apply'),
+    'committed': _die_instead(pending, 'apply_stored'),
+    'seen in the inbox': _die_instead(pending, '_apply'),
     'applied': _die_instead(RelationalStorageBackend, 'forget_firing'),
-    'forgotten, not sent': _die_instead(Firings, 'follow_up'),
+    'forgotten, not sent': _die_instead(pending, 'follow_up'),
     'sent': _die_after_sending,
 }
 

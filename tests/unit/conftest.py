@@ -8,8 +8,9 @@ import pytest
 
 from celery_triggers.engine.configuration import Configuration
 from celery_triggers.manager import Firing, TriggerManager
-from celery_triggers.manager.controller import Release
-from celery_triggers.manager.delivery import Delivery, exception_facts
+from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.facts import exception_facts
+from celery_triggers.manager.release import Release
 from celery_triggers.registry import trigger_managers
 from celery_triggers.settings import Settings
 from celery_triggers.storages.memory import MemoryStorageBackend

@@ -15,6 +15,7 @@ from celery.canvas import Signature
 from celery_triggers import all_of, any_of, fire, gate, kwarg, on
 from celery_triggers.canvas import Gate
 from celery_triggers.exceptions import InvalidConfiguration, TriggersError
+from celery_triggers.manager.release import dispatch_endings
 from celery_triggers.storages.memory import MemoryStorageBackend
 from celery_triggers.wiring import services_of
 
@@ -280,7 +281,7 @@ def test_a_session_is_not_deleted_before_the_end_of_its_gates_was_sent(tmp_path:
         storage.write(release.confirm_write()) for release in releases
     ]
     [gate_] = storage
-    app.triggers.session('s').dispatch_endings([gate_], storage.load().head.incarnation)
+    dispatch_endings(app.triggers.session('s'), [gate_], storage.load().head.incarnation)
     assert app.triggers.delete('s')
     assert not storage.exists
 

@@ -16,7 +16,7 @@ from celery_triggers.exceptions import (
     UnknownInstance,
     with_context,
 )
-from celery_triggers.manager.delivery import exception_facts
+from celery_triggers.manager.facts import exception_facts
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import TriggerManager
 from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.release import header_of
 from celery_triggers.storages.base import StorageBackend
 from celery_triggers.testing.media import FakeApplication
 
@@ -25,7 +26,7 @@ def delivery(manager: TriggerManager, name: str, token: str = 'token') -> Delive
     """Return a delivery of an instance's present attempt."""
     instance = manager.storage[name]
     incarnation = manager.storage.load().head.incarnation
-    return Delivery(manager, manager.header(instance, incarnation), token)
+    return Delivery(manager, header_of(manager, instance, incarnation), token)
 
 
 def statuses(manager: TriggerManager) -> dict[str, str]:

@@ -9,6 +9,7 @@ import pytest
 
 from celery_triggers.exceptions import EventConflict
 from celery_triggers.manager.firing import ReadyFiring, fire_all
+from celery_triggers.manager.pending import ready
 from celery_triggers.testing.conformance.support import fired
 from celery_triggers.testing.media import FakeApplication, Medium
 
@@ -19,7 +20,7 @@ def into(
     medium: Medium, application: FakeApplication, *uids: str, trigger: str = 'a', **more: Any
 ) -> list[ReadyFiring]:
     return [
-        medium.manager(application, uid).ready(trigger, {'n': number}, **more)
+        ready(medium.manager(application, uid), trigger, {'n': number}, **more)
         for number, uid in enumerate(uids)
     ]
 

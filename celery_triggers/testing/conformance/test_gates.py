@@ -15,7 +15,9 @@ from celery_triggers.engine.instances import ENDING
 from celery_triggers.engine.session import Plan
 from celery_triggers.exceptions import InvalidConfiguration, InvalidTransition
 from celery_triggers.manager import TriggerManager
-from celery_triggers.manager.gates import GateEnd, apply_gate, revoke_gate
+from celery_triggers.manager.follow_up import follow_up
+from celery_triggers.manager.gate_life import GateEnd, apply_gate, revoke_gate
+from celery_triggers.manager.release import header_of
 from celery_triggers.testing.conformance.support import (
     application_of,
     before_commit,
@@ -42,7 +44,7 @@ def apply(
     """Apply a gate as a worker does; return its status."""
     more = {key: directives.pop(key) for key in ('fresh', 'until', 'waits') if key in directives}
     outcome = apply_gate(manager, name, task_id, a_gate(**directives), **more)
-    manager.follow_up(outcome)
+    follow_up(manager, outcome)
     return str(outcome.value)
 
 
@@ -53,7 +55,7 @@ def known(medium: Medium, manager: TriggerManager, *task_ids: str) -> dict[str, 
 def ending(manager: TriggerManager, name: str = 'g#0', token: str = 'end') -> GateEnd:
     instance = manager.storage[name]
     incarnation = manager.storage.load().head.incarnation
-    return GateEnd(manager, manager.header(instance, incarnation), token)
+    return GateEnd(manager, header_of(manager, instance, incarnation), token)
 
 
 def endings(manager: TriggerManager) -> list[str]:
@@ -454,7 +456,7 @@ class TestEnding:
         manager = medium.manager({}, triggers_lease=1)
         gate = a_gate()
         gate.call['options']['chord'] = chord
-        manager.follow_up(apply_gate(manager, 'g', 'id', gate))
+        follow_up(manager, apply_gate(manager, 'g', 'id', gate))
         mine = delivery(manager, 'g#0')
         assert mine.claim()
         assert mine.finish({'n': 1}, untold=True)
@@ -576,7 +578,7 @@ class TestWaiting:
         manager = medium.manager({}, **self.REFRESHED)
         gate = a_gate(after=['a'])
         gate.call['options']['ignore_result'] = True
-        manager.follow_up(apply_gate(manager, 'g', 'id', gate))
+        follow_up(manager, apply_gate(manager, 'g', 'id', gate))
         assert dues(medium, manager) == {}
 
     def test_without_an_end_of_results_it_has_no_date(self, medium: Medium):

@@ -11,6 +11,7 @@ import pytest
 
 from celery_triggers.engine import plans
 from celery_triggers.manager import TriggerManager
+from celery_triggers.manager.follow_up import make_change
 from celery_triggers.storages.records import Slice
 from celery_triggers.testing.conformance.support import statuses
 from celery_triggers.testing.media import Medium
@@ -49,7 +50,7 @@ def fill(manager: TriggerManager, size: int) -> None:
         for number in range(size):
             step.fire('item', {'n': number})
 
-    manager.change(plans.firing('item'), decide)
+    make_change(manager, plans.firing('item'), decide)
     assert len(statuses(manager)) == size + 1
 
 

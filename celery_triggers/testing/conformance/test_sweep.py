@@ -12,6 +12,7 @@ from celery_triggers.engine.session import Plan
 from celery_triggers.exceptions import StorageUnavailable, with_context
 from celery_triggers.manager import TriggerManager
 from celery_triggers.manager.delivery import Delivery
+from celery_triggers.manager.pending import ready
 from celery_triggers.storages.records import Write
 from celery_triggers.sweep import Sweep, SweepReport
 from celery_triggers.testing.conformance.support import (
@@ -585,7 +586,7 @@ def test_a_commit_whose_answer_is_lost_is_no_error_if_the_storage_then_goes_away
     with pytest.raises(StorageUnavailable) as lost:
         manager.fire('a')
     application = application_of(manager)
-    firing = manager.ready('a', event_id=lost.value.event_id)
+    firing = ready(manager, 'a', event_id=lost.value.event_id)
     record = firing.make()
     assert record.released == ['t_x#0']
     assert application.releases == []

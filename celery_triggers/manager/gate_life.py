@@ -19,6 +19,7 @@ from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import InvalidConfiguration
 from celery_triggers.manager.change import Outcome
 from celery_triggers.manager.controller import Controller
+from celery_triggers.manager.follow_up import make_change, prepare
 from celery_triggers.storages.records import StorageTime, Write
 
 __all__ = ['GateEnd', 'apply_gate', 'revoke_gate']
@@ -64,8 +65,8 @@ def apply_gate(
             waits(instance.name)
         return instance.status
 
-    return manager.prepare(
-        plans.gate(name, config.triggers), decide,
+    return prepare(
+        manager,        plans.gate(name, config.triggers), decide,
         event_id=f'gate:{task_id}:{place}' if place else f'gate:{task_id}',
         identity=(name, None),
     ).make()
@@ -89,7 +90,7 @@ def revoke_gate(manager: Controller, name: str, task_id: str, reason: str = 'rev
         step.revoke(instance, reason)
         return True
 
-    outcome = manager.change(plans.outcome(name), decide)
+    outcome = make_change(manager, plans.outcome(name), decide)
     # Without a value this very change was found to have been made.
     return outcome.value is not False
 
@@ -100,7 +101,7 @@ class GateEnd:
 
     Args:
         manager: Of the session that the header names.
-        header: See :meth:`.Controller.header`.
+        header: See :func:`.header_of`.
         token: Whoever tells them.
     """
 
