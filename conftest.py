@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests import servers
+from tests.parts import servers
 
 pytest_plugins = ['tests.summary']
 

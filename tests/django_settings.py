@@ -3,7 +3,7 @@
 ``set_up()`` makes a process ready. The environment says where things are, and is set where it
 does not, so that the processes that a test starts find the same: ``TRIGGERS_TEST_DJANGO`` is a
 folder, ``TRIGGERS_TEST_CACHE_PREFIX`` begins the keys of caches, ``TRIGGERS_TEST_MEMCACHED``
-is the server that :mod:`tests.memcached` starts,
+is the server that :mod:`tests.parts.memcached` starts,
 ``TRIGGERS_TEST_DJANGO_NAME`` is this run's schema in PostgreSQL and database in MariaDB, which
 :mod:`tests.django.databases` makes.
 """
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import django
 import pymysql
 
-from tests import servers
+from tests.parts import servers
 
 
 def _own(variable: str, value: str) -> str:

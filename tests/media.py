@@ -20,8 +20,8 @@ import sqlalchemy as sa
 from celery_triggers.storages.sql.database import databases
 from celery_triggers.storages.sql.dialects import dialect_of
 from celery_triggers.testing.media import Medium
-from tests import servers
-from tests.servers import CONFORMANCE_DB, nothing_may_be_missing, redis_url
+from tests.parts import servers
+from tests.parts.servers import CONFORMANCE_DB, nothing_may_be_missing, redis_url
 
 
 @dataclass
@@ -49,12 +49,12 @@ class ClusterMedium(OwnMedium):
     """A cluster of three nodes, started when it is first needed."""
 
     def open(self, folder: Path) -> Medium:
-        from tests.redis_servers import start_cluster
+        from tests.parts.redis_servers import start_cluster
 
         return replace(super().open(folder), url=start_cluster().url)
 
     def clear(self) -> None:
-        from tests.redis_servers import start_cluster
+        from tests.parts.redis_servers import start_cluster
 
         start_cluster().clear(self.prefix)
 
@@ -124,12 +124,13 @@ class CacheMedium(OwnMedium):
     """A cache of Django's on a Redis that others use too, or on a Memcached of its own."""
 
     def missing(self) -> str:
-        from tests import memcached
+        from tests.parts import memcached
 
         return memcached.missing() if 'memcached' in str(self.url) else ''
 
     def prepare(self) -> None:
-        from tests import django_settings, memcached
+        from tests import django_settings
+        from tests.parts import memcached
 
         django_settings.set_up()
         if 'memcached' in str(self.url):

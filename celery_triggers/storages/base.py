@@ -66,6 +66,14 @@ def public_url(url: str) -> str:
     return re.sub(r'(?i)((?:pass|pwd|secret|token)\w*=)[^&;]*', r'\1***', without_user)
 
 
+#: What an application may want of a session's storage.
+_FOR_APPLICATIONS = frozenset({
+    'clone_instance', 'create_instance', 'debug_repr', 'delete', 'exists',
+    'get_instances_with_unresolved_logs', 'get_unresolved_instances', 'get_unresolved_tasks',
+    'history', 'instances', 'instances_of_task', 'key', 'latest_kwargs', 'metadata', 'tasks', 'uid',
+})
+
+
 class _Renewable(Protocol):
     """Has connections, which a forked child must leave to its parent."""
 
@@ -181,6 +189,10 @@ class StorageBackend(SessionView):
     #: What a message names beside the key, for workers to find a session that is not where
     #: their settings say; ``None``: it is there, or workers would not find it.
     elsewhere: str | None = None
+
+    def __dir__(self) -> list[str]:
+        """List what an application uses: the rest is for those who write storages."""
+        return sorted({*_FOR_APPLICATIONS, *(n for n in super().__dir__() if n.startswith('_'))})
 
     def __init__(
         self,

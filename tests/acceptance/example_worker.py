@@ -17,9 +17,9 @@ import pytest
 import redis
 from celery import _state
 
-from tests.processes import end
-from tests.servers import ACCEPTANCE_DB, redis_url
-from tests.waiting import eventually
+from tests.parts.processes import end
+from tests.parts.servers import ACCEPTANCE_DB, redis_url
+from tests.parts.waiting import eventually
 
 T = TypeVar('T')
 

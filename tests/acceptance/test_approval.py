@@ -15,7 +15,7 @@ import pytest
 
 from celery_triggers.exceptions import GateAbandoned, GateExpired
 from tests.acceptance.example_worker import ROOT, Example, running
-from tests.servers import nothing_may_be_missing
+from tests.parts.servers import nothing_may_be_missing
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 

@@ -24,8 +24,8 @@ import pytest
 import redis
 
 from tests.acceptance.test_approval import browser  # noqa: F401  (a fixture)
-from tests.servers import ACCEPTANCE_DB, redis_url
-from tests.waiting import eventually
+from tests.parts.servers import ACCEPTANCE_DB, redis_url
+from tests.parts.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import ACCEPTANCE_DB, redis_url
+from tests.parts.servers import ACCEPTANCE_DB, redis_url
 
 ROOT = Path(__file__).resolve().parents[2]
 REDIS_URL = redis_url(ACCEPTANCE_DB)

@@ -17,9 +17,9 @@ from celery_triggers.storages.cache.server import CacheServer
 from celery_triggers.sweep import Sweep
 from celery_triggers.testing.conformance.support import eventually, statuses
 from celery_triggers.testing.media import Medium
-from tests import memcached
 from tests.django_settings import CACHE_PREFIX, CACHES
 from tests.media import named
+from tests.parts import memcached
 
 EACH: dict[str, Any] = {'t_each': {'andEvery': 'a', 'run': 'x'}}
 

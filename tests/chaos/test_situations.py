@@ -19,8 +19,9 @@ from tests.chaos.arena import Arena
 from tests.chaos.beside import beside
 from tests.chaos.checks import cascades, everything, runs_of, unended
 from tests.chaos.conftest import LONG
-from tests.chaos.places import Proxy, wait_for
-from tests.servers import AMQP, nothing_may_be_missing
+from tests.chaos.places import wait_for
+from tests.parts.proxy import Proxy
+from tests.parts.servers import AMQP, nothing_may_be_missing
 
 KINDS = ('late', 'early', 'again')
 
@@ -344,14 +345,14 @@ def test_the_result_backend_refuses_while_tasks_end(make_arena):
     backend is back in time Celery's own verdict counts: a failure, with a ConnectionError.
     """
     arena = make_arena(triggers_lease=1.5)
-    proxy = Proxy(arena.store.port)
+    proxy = Proxy('127.0.0.1', arena.store.port)
     backend = f'redis://127.0.0.1:{proxy.port}/1'
     try:
         arena.keep_workers(1, '--concurrency', '3', backend=backend)
         uids = [arena.uid(f'chain-{kind}') for kind in KINDS]
         arena.fire_until_acknowledged(*(arena.job(uid, 'go', {'seconds': 2}) for uid in uids))
         wait_until_started(arena, *uids)
-        proxy.set('refuse')
+        proxy.refuse()
 
         def have_ended() -> bool:
             ended = {e['uid'] for e in arena.journal.read('executions') if e['what'] == 'end'}
@@ -359,7 +360,7 @@ def test_the_result_backend_refuses_while_tasks_end(make_arena):
 
         wait_for(have_ended, 'their code has ended')
         time.sleep(0.5)
-        proxy.set('forward')
+        proxy.mend()
         wait_for(lambda: not any(unended(arena, uid) for uid in uids), 'all end')
         check(arena, *uids)
         for uid in uids:
@@ -370,7 +371,7 @@ def test_the_result_backend_refuses_while_tasks_end(make_arena):
                 for facts in ends.values()
             ), ends
     finally:
-        proxy.end()
+        proxy.close()
 
 
 # ------------------------------------------------------------------- while firing
@@ -414,7 +415,7 @@ def test_the_broker_is_down_while_triggers_are_fired(make_arena, broker, mode):
     arena = make_arena(broker=rabbit() if broker == 'rabbitmq' else '')
     place = urlsplit(arena.settings['broker'])
     assert place.port is not None
-    proxy = Proxy(place.port, place.hostname or 'localhost')
+    proxy = Proxy(place.hostname or 'localhost', place.port)
     through = arena.settings['broker'].replace(
         f'{place.hostname}:{place.port}', f'127.0.0.1:{proxy.port}'
     )
@@ -423,17 +424,19 @@ def test_the_broker_is_down_while_triggers_are_fired(make_arena, broker, mode):
             uids = _fire_while(arena, arena.broker.freeze)
             arena.broker.thaw()
         else:
-            def change() -> None:
+            def cut() -> None:
                 # After the handshake of the protocol, in the middle of a message.
-                proxy.set(mode, drop_after=1500 if broker == 'rabbitmq' else 700)
+                proxy.cut_after = 1500 if broker == 'rabbitmq' else 700
 
-            uids = _fire_while(arena, change, broker=through)
+
+            changes = {'refuse': proxy.refuse, 'silent': proxy.freeze, 'drop': cut}
+            uids = _fire_while(arena, changes[mode], broker=through)
         arena.keep_workers(1, '--concurrency', '3')
         arena.settled(uids)
         check(arena, *uids)
         each_ran_once(arena)
     finally:
-        proxy.end()
+        proxy.close()
 
 
 @pytest.mark.parametrize('mode', ['refuse', 'silent'])
@@ -441,13 +444,13 @@ def test_the_broker_is_down_while_triggers_are_fired(make_arena, broker, mode):
 def test_the_result_backend_is_down_while_triggers_are_fired(make_arena, mode):
     """Celery tells the backend of each call, which must not hold ``fire()`` up either."""
     arena = make_arena()
-    proxy = Proxy(arena.store.port)
+    proxy = Proxy('127.0.0.1', arena.store.port)
     try:
         uids = _fire_while(
-            arena, lambda: proxy.set(mode), backend=f'redis://127.0.0.1:{proxy.port}/1',
+            arena, proxy.refuse if mode == 'refuse' else proxy.freeze, backend=f'redis://127.0.0.1:{proxy.port}/1',
         )
         arena.keep_workers(1, '--concurrency', '3')
         arena.settled(uids)
         check(arena, *uids)
     finally:
-        proxy.end()
+        proxy.close()

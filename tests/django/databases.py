@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from tests import django_settings
-from tests.servers import nothing_may_be_missing
+from tests.parts.servers import nothing_may_be_missing
 
 _PREPARED = 'TRIGGERS_TEST_DJANGO_PREPARED'
 

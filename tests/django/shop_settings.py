@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from tests.django_settings import *  # noqa: F403
-from tests.servers import BROKER_DB, redis_url
+from tests.parts.servers import BROKER_DB, redis_url
 
 CELERY_BROKER_URL = redis_url(BROKER_DB)
 CELERY_TASK_DEFAULT_QUEUE = os.environ['TRIGGERS_TEST_SHOP']

@@ -24,7 +24,7 @@ from celery_triggers.testing.conformance.support import (
 from celery_triggers.testing.conformance.test_contract import commit, content, row
 from celery_triggers.testing.media import Medium
 from tests.django.conftest import TASKS
-from tests.waiting import eventually
+from tests.parts.waiting import eventually
 
 
 class Undone(Exception):

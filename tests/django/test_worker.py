@@ -17,9 +17,9 @@ import redis
 
 from tests.django import databases
 from tests.django.conftest import prepared, project_app
-from tests.processes import end
-from tests.servers import BROKER_DB, redis_url
-from tests.waiting import eventually
+from tests.parts.processes import end
+from tests.parts.servers import BROKER_DB, redis_url
+from tests.parts.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 

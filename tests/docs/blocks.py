@@ -34,7 +34,7 @@ from typing import Any
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
-from tests import servers
+from tests.parts import servers
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -22,7 +22,7 @@ from celery_triggers.settings import DEFAULTS
 from celery_triggers.storages.memory import MemoryStorageBackend
 from celery_triggers.storages.sql.database import databases
 from tests.docs import blocks
-from tests.servers import DOCS_DB, redis_url
+from tests.parts.servers import DOCS_DB, redis_url
 
 ROOT = blocks.ROOT
 PAGES = blocks.pages()

@@ -9,7 +9,7 @@ import configparser
 import re
 from collections.abc import Mapping
 
-from tests.house.imports import ROOT, rooms
+from tests.parts.imports import ROOT, rooms
 
 PAGE = ROOT / 'ARCHITECTURE.md'
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.imports import PACKAGE, ROOT, circles, imports_of, modules, room_of, rooms
 from tests.house.picture import drawn, floors, picture, reached, reduced
+from tests.parts.imports import PACKAGE, ROOT, circles, imports_of, modules, room_of, rooms
 
 MOST_AT_THE_TOP = 8
 MOST_LINES = 500

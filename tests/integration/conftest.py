@@ -16,7 +16,7 @@ import pytest
 import redis
 from integration_support import HERE, Worker, unavailable
 
-from tests.servers import AMQP, BROKER_DB, STORAGE_DB, redis_url
+from tests.parts.servers import AMQP, BROKER_DB, STORAGE_DB, redis_url
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

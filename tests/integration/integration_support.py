@@ -16,9 +16,9 @@ import kombu
 import pytest
 import redis
 
-from tests import waiting
-from tests.processes import end
-from tests.servers import BROKER_DB, STORAGE_DB, nothing_may_be_missing, redis_url
+from tests.parts import waiting
+from tests.parts.processes import end
+from tests.parts.servers import BROKER_DB, STORAGE_DB, nothing_may_be_missing, redis_url
 
 T = TypeVar('T')
 

@@ -19,7 +19,7 @@ from integration_support import PATIENCE, clean_redis
 
 from celery_triggers import fire, gate, kwarg
 from celery_triggers.exceptions import InvalidConfiguration
-from tests.servers import BROKER_DB, STORAGE_DB, redis_url
+from tests.parts.servers import BROKER_DB, STORAGE_DB, redis_url
 
 #: The positions of a gate: what they make, its result, how many gates wait at first.
 POSITIONS: dict[str, tuple[Callable[[Canvas], Any], Any, int]] = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from celery import states
 
-from tests.servers import BROKER_DB, redis_url
+from tests.parts.servers import BROKER_DB, redis_url
 
 QUICK = {
     'triggers_lease': 1, 'triggers_sweep_interval': 0.2, 'triggers_dispatch_grace': 1,

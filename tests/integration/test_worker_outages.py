@@ -12,7 +12,7 @@ import integration_app
 import pytest
 from integration_support import HERE
 
-from tests.servers import BROKER_DB, redis_url
+from tests.parts.servers import BROKER_DB, redis_url
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from tests.servers import BROKER_DB, redis_url
+from tests.parts.servers import BROKER_DB, redis_url
 
 PAYLOAD = {'text': 'grüße €', 'number': 1.5, 'list': [1, None, True], 'nested': {'a': {'b': []}}}
 

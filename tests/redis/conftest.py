@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from celery_triggers.testing.media import Medium
-from tests import redis_servers
 from tests.media import named
+from tests.parts import redis_servers
 
 
 @pytest.fixture

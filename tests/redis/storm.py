@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.testing.media import Medium
+from tests.parts.redis_servers import Server
+from tests.parts.waiting import eventually
 from tests.redis.support import EACH
-from tests.redis_servers import Server
-from tests.waiting import eventually
 
 T = TypeVar('T')
 

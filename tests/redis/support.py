@@ -14,7 +14,7 @@ from redis.crc import key_slot
 
 from celery_triggers.storages.redis.cluster import servers
 from celery_triggers.testing.media import Medium
-from tests.redis_servers import Cluster, Server
+from tests.parts.redis_servers import Cluster, Server
 
 EACH = {'t_each': {'andEvery': 'a', 'run': 'x'}}
 

@@ -16,8 +16,8 @@ from celery_triggers.storages.redis import RedisStorageBackend
 from celery_triggers.testing.conformance.support import delivery, statuses
 from celery_triggers.testing.conformance.test_fire_many import into
 from celery_triggers.testing.media import Medium
+from tests.parts.redis_servers import Cluster, Group, Sentinels, Server
 from tests.redis.support import UIDS
-from tests.redis_servers import Cluster, Group, Sentinels, Server
 
 PAGE = (Path(__file__).parents[2] / 'docs' / 'running' / 'redis.md').read_text()
 

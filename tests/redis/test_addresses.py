@@ -13,7 +13,7 @@ from celery_triggers.exceptions import StorageNotConfigured
 from celery_triggers.settings import Settings
 from celery_triggers.storages.redis.address import Address
 from celery_triggers.testing.media import Medium
-from tests.redis_servers import Server
+from tests.parts.redis_servers import Server
 
 
 def arguments(url: str, **options: Any) -> dict[str, Any]:

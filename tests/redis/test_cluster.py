@@ -17,11 +17,11 @@ from celery_triggers.storages.redis import RedisStorageBackend
 from celery_triggers.testing.conformance.support import delivery, fired, statuses
 from celery_triggers.testing.conformance.test_fire_many import into
 from celery_triggers.testing.media import Medium
+from tests.parts.redis_servers import Cluster
+from tests.parts.servers import CONFORMANCE_DB, redis_url
+from tests.parts.waiting import eventually
 from tests.redis.storm import patiently
 from tests.redis.support import EACH, UIDS, base_of, slot_of, traffic, uids_at
-from tests.redis_servers import Cluster
-from tests.servers import CONFORMANCE_DB, redis_url
-from tests.waiting import eventually
 
 # -------------------------------------------------------------------- all the nodes
 

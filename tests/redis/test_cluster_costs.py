@@ -18,8 +18,8 @@ from celery_triggers.testing.conformance.support import delivery, statuses
 from celery_triggers.testing.conformance.test_fire_many import into
 from celery_triggers.testing.conformance.test_slices import TASKS
 from celery_triggers.testing.media import FakeApplication, Medium
+from tests.parts.redis_servers import Cluster
 from tests.redis.support import UIDS, traffic
-from tests.redis_servers import Cluster
 
 #: One round trip to each of three nodes.
 EACH_NODE = 3

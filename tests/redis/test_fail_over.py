@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts.redis_servers import MASTER, Cluster, Sentinels, Server
+from tests.parts.waiting import eventually
 from tests.redis.storm import ACKNOWLEDGED, THREADS, Storm, medium_of, patiently
 from tests.redis.support import EACH, uids_at
-from tests.redis_servers import MASTER, Cluster, Sentinels, Server
-from tests.waiting import eventually
 
 #: So many firings are under way at the same time.
 AT_ONCE = 2 * THREADS

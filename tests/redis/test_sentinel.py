@@ -14,9 +14,9 @@ from celery_triggers.manager import TriggerManager
 from celery_triggers.storages.redis import RedisStorageBackend
 from celery_triggers.testing.conformance.support import delivery, fired, statuses
 from celery_triggers.testing.media import Medium
+from tests.parts.redis_servers import MASTER, Sentinels, start_sentinels
 from tests.redis.storm import patiently
 from tests.redis.support import EACH, client_of, traffic
-from tests.redis_servers import MASTER, Sentinels, start_sentinels
 
 
 def medium_at(sentinels: Sentinels, **options: Any) -> Medium:

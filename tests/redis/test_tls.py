@@ -11,9 +11,9 @@ from celery import Celery
 
 from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
 from celery_triggers.testing.media import Medium
+from tests.parts.redis_servers import Cluster, Secured, Sentinels, start_tls
+from tests.parts.servers import nothing_may_be_missing
 from tests.redis.support import EACH
-from tests.redis_servers import Cluster, Secured, Sentinels, start_tls
-from tests.servers import nothing_may_be_missing
 
 
 @pytest.fixture(scope='module')

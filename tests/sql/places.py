@@ -13,7 +13,7 @@ from celery_triggers.storages.sql.database import SQLDatabase
 from celery_triggers.storages.sql.dialects import dialect_of
 from celery_triggers.sweep import Sweep, SweepReport
 from celery_triggers.testing.media import Medium
-from tests.waiting import eventually
+from tests.parts.waiting import eventually
 
 __all__ = [
     'SHORT', 'Sessions', 'connected', 'database_of', 'engine_of', 'executed', 'one_connection',

@@ -12,8 +12,8 @@ from celery_triggers.engine.session import Plan
 from celery_triggers.storages.relational.database import Wanted
 from celery_triggers.testing.conformance.support import delivery
 from celery_triggers.testing.media import Medium
+from tests.parts.waiting import eventually
 from tests.sql.places import connected, database_of
-from tests.waiting import eventually
 
 TASKS: dict[str, Any] = {'t_each': {'andEvery': 'a', 'run': 'x'}}
 

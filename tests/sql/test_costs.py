@@ -18,8 +18,8 @@ from celery_triggers.manager import TriggerManager
 from celery_triggers.testing.conformance.support import delivery, statuses
 from celery_triggers.testing.conformance.test_slices import TASKS, cost_among
 from celery_triggers.testing.media import Medium
+from tests.parts.proxy import DatabaseProxy
 from tests.sql.places import database_of, executed, one_connection, sweep
-from tests.sql.proxy import Proxy
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Place:
     """A database that nobody else uses, and who counts."""
 
     medium: Medium
-    proxy: Proxy | None
+    proxy: DatabaseProxy | None
 
     def manager(
         self, uid: str = 'order:1', *, finalizing: bool = False, **settings: Any
@@ -73,7 +73,7 @@ def place(medium: Medium) -> Iterator[Place]:
     if medium.name == 'sql-sqlite':
         yield Place(medium, None)
         return
-    with Proxy(str(medium.url)) as proxy:
+    with DatabaseProxy(str(medium.url)) as proxy:
         found = Place(replace(medium, url=proxy.through), proxy)
         yield found
         database_of(found.manager()).engine.dispose()

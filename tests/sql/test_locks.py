@@ -15,6 +15,7 @@ from celery_triggers.manager import TriggerManager
 from celery_triggers.storages.relational.backend import key
 from celery_triggers.testing.conformance.support import delivery, fired, statuses
 from celery_triggers.testing.media import Medium
+from tests.parts.waiting import eventually
 from tests.sql.places import (
     ONE,
     SHORT,
@@ -25,7 +26,6 @@ from tests.sql.places import (
     one_connection,
     sweep,
 )
-from tests.waiting import eventually
 
 TASKS: dict[str, Any] = {
     't_each': {'andEvery': 'a', 'run': 'x'},

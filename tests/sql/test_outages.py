@@ -21,6 +21,8 @@ from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.manager import TriggerManager
 from celery_triggers.testing.conformance.support import delivery, fired, statuses
 from celery_triggers.testing.media import Medium
+from tests.parts.proxy import DatabaseProxy, SilentServer
+from tests.parts.waiting import eventually
 from tests.sql.places import (
     ONE,
     Sessions,
@@ -29,8 +31,6 @@ from tests.sql.places import (
     one_connection,
     sweep,
 )
-from tests.sql.proxy import Proxy, SilentServer
-from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,14 +59,14 @@ def at_commit(manager: TriggerManager, what: Callable[[], Any]) -> Iterator[None
 
 
 @pytest.fixture
-def proxy(server: Medium) -> Iterator[Proxy]:
+def proxy(server: Medium) -> Iterator[DatabaseProxy]:
     """What is between the storage and each server in turn."""
-    with Proxy(str(server.url)) as found:
+    with DatabaseProxy(str(server.url)) as found:
         yield found
 
 
 @pytest.fixture
-def manager(server: Medium, proxy: Proxy) -> TriggerManager:
+def manager(server: Medium, proxy: DatabaseProxy) -> TriggerManager:
     """A manager that reaches its server by the proxy, and whose session exists."""
     medium = replace(server, url=proxy.through)
     found = medium.manager(TASKS, triggers_storage_options=IMPATIENT)
@@ -139,7 +139,7 @@ def test_a_claim_that_the_server_cuts_off_before_its_commit(server: Medium):
     assert run.finish(None)
 
 
-def test_an_answer_to_a_commit_that_is_lost(manager: TriggerManager, proxy: Proxy):
+def test_an_answer_to_a_commit_that_is_lost(manager: TriggerManager, proxy: DatabaseProxy):
     """The server committed; the storage finds that out when it tries again."""
     with at_commit(manager, lambda: lose(proxy)):
         firing = manager.fire('a', {'n': 1})
@@ -148,21 +148,21 @@ def test_an_answer_to_a_commit_that_is_lost(manager: TriggerManager, proxy: Prox
     assert fired(manager) == ['x', 'a']
 
 
-def lose(proxy: Proxy, *, breaks: bool = False) -> None:
+def lose(proxy: DatabaseProxy, *, breaks: bool = False) -> None:
     proxy.breaks_then = breaks
     proxy.lose_answer_to = b'COMMIT'
 
 
-WHATS: dict[str, tuple[Callable[[Proxy], Any], bool]] = {
+WHATS: dict[str, tuple[Callable[[DatabaseProxy], Any], bool]] = {
     'lost with the answer': (lambda proxy: lose(proxy, breaks=True), True),
-    'gone before the commit': (Proxy.break_, False),
+    'gone before the commit': (DatabaseProxy.break_, False),
 }
 
 
 @pytest.mark.parametrize('event_id', [None, 'e'])
 @pytest.mark.parametrize('what', WHATS)
 def test_a_server_that_is_gone_at_the_commit_leaves_it_open(
-    manager: TriggerManager, proxy: Proxy, what: str, event_id: str | None
+    manager: TriggerManager, proxy: DatabaseProxy, what: str, event_id: str | None
 ):
     """Nobody knows whether it was committed; repeating it is right in either case."""
     happens, committed = WHATS[what]
@@ -190,9 +190,11 @@ def eventually_fires(manager: TriggerManager, event_id: str | None) -> Any:
     return eventually(fire)
 
 
-@pytest.mark.parametrize('ends', [Proxy.break_, Proxy.freeze], ids=['gone', 'silent'])
+@pytest.mark.parametrize(
+    'ends', [DatabaseProxy.break_, DatabaseProxy.freeze], ids=['gone', 'silent']
+)
 def test_a_server_that_ends_before_the_commit_begins(
-    manager: TriggerManager, proxy: Proxy, ends: Callable[[Proxy], None]
+    manager: TriggerManager, proxy: DatabaseProxy, ends: Callable[[DatabaseProxy], None]
 ):
     ends(proxy)
     with pytest.raises(StorageUnavailable) as caught:
@@ -216,7 +218,7 @@ def test_a_server_that_never_answers(server: Medium):
     assert caught.value.event_id == 'e'
 
 
-def test_a_server_that_stops_answering_at_the_commit(manager: TriggerManager, proxy: Proxy):
+def test_a_server_that_stops_answering_at_the_commit(manager: TriggerManager, proxy: DatabaseProxy):
     with at_commit(manager, proxy.freeze):
         with pytest.raises(StorageUnavailable) as caught:
             manager.fire('a', event_id='e')

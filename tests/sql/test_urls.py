@@ -23,8 +23,8 @@ from celery_triggers.exceptions import (
     TriggersError,
 )
 from celery_triggers.testing.media import Medium
+from tests.parts.proxy import DatabaseProxy
 from tests.sql.places import SHORT, connected, database_of
-from tests.sql.proxy import Proxy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -176,7 +176,7 @@ def test_a_url_that_cannot_be_read_is_not_quoted(url: str):
     ],
 )
 def test_a_server_that_is_away_is_named_without_a_password(place: str):
-    with Proxy('postgresql://127.0.0.1:1') as proxy:
+    with DatabaseProxy('postgresql://127.0.0.1:1') as proxy:
         proxy.break_()
         address = sa.make_url(proxy.through)
         url = place.format(SECRET, f'{address.host}:{address.port}')

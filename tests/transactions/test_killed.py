@@ -28,8 +28,8 @@ from celery_triggers.manager import pending
 from celery_triggers.storages.relational import RelationalStorageBackend
 from celery_triggers.testing.conformance.test_forks import in_child
 from celery_triggers.wiring import services_of
-from tests import servers, waiting
-from tests.processes import end
+from tests.parts import servers, waiting
+from tests.parts.processes import end
 from tests.transactions import orders_app
 from tests.transactions.orders_app import Orders
 

@@ -238,7 +238,7 @@ def test_options_that_redis_does_not_have_are_a_setting_gone_wrong() -> None:
 
 
 def test_a_database_that_redis_does_not_have_is_named() -> None:
-    from tests.servers import redis_url
+    from tests.parts.servers import redis_url
 
     app = make_app(triggers_storage=redis_url(99999))
     with pytest.raises(StorageUnavailable, match='refused'):

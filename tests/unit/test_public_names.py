@@ -26,6 +26,20 @@ ON_APP_TRIGGERS = {
     'storage', 'sweep', 'tasks', 'trigger_task', 'workflow',
 }
 
+ON_A_SESSION = {
+    'cancel', 'cancel_firing', 'clone_instance', 'create_instance', 'default_task_runner_name',
+    'explain', 'finalizing', 'fire', 'get_unresolved_instances', 'get_unresolved_tasks', 'key',
+    'mark_instance_logs_resolved', 'remove_tasks', 'replay_failed_instance',
+    'resend_scheduled_instance', 'skip_failed_instance', 'start', 'storage', 'uid',
+    'update_configuration', 'update_instance_metadata', 'update_instance_status',
+}
+
+ON_A_STORAGE = {
+    'clone_instance', 'create_instance', 'debug_repr', 'delete', 'exists',
+    'get_instances_with_unresolved_logs', 'get_unresolved_instances', 'get_unresolved_tasks',
+    'history', 'instances', 'instances_of_task', 'key', 'latest_kwargs', 'metadata', 'tasks', 'uid',
+}
+
 
 def test_the_names_at_the_top() -> None:
     assert set(celery_triggers.__all__) == AT_THE_TOP
@@ -53,6 +67,13 @@ def test_the_storages_own_import_of_2017_works() -> None:
 
     assert TriggerManager.__module__.startswith('celery_triggers.manager')
     assert CacheStorageBackend.key == 'cache'
+
+
+def test_a_session_shows_what_an_application_uses() -> None:
+    session = make_app(triggers_storage='memory').triggers.session('order:1')
+    assert {name for name in dir(session) if not name.startswith('_')} == ON_A_SESSION
+    assert {name for name in dir(session.storage) if not name.startswith('_')} == ON_A_STORAGE
+    assert all(hasattr(session.storage, name) for name in ON_A_STORAGE)
 
 
 def test_app_triggers_shows_what_an_application_uses() -> None:

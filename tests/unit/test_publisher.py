@@ -19,7 +19,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from celery_triggers.runners import broker_thread as publisher
 from celery_triggers.storages.memory import MemoryStorageBackend
 from celery_triggers.wiring import services_of
-from tests.waiting import eventually
+from tests.parts.waiting import eventually
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_the_fixture_keeps_messages_from_a_real_broker_and_restores_it(
 
     import redis
 
-    from tests.servers import BROKER_DB, redis_url
+    from tests.parts.servers import BROKER_DB, redis_url
 
     url, queue = redis_url(BROKER_DB), f'triggers-{uuid.uuid4().hex}'
     page = PAGE.format(url=url, queue=queue)

@@ -11,7 +11,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from tests.waiting import eventually
+from tests.parts.waiting import eventually
 
 #: Ends the server also when the process that started it was killed: its end of the pipe closes.
 _GUARD = '"$@" & read _; kill $!; wait $!'

