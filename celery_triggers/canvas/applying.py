@@ -26,7 +26,7 @@ from celery_triggers.exceptions import (
 )
 from celery_triggers.manager.follow_up import follow_up
 from celery_triggers.manager.gate_life import apply_gate
-from celery_triggers.task.task import header_of
+from celery_triggers.manager.header import header_in
 from celery_triggers.wiring import services_of
 
 __all__ = ['Applying']
@@ -113,7 +113,7 @@ class Applying:
     def _place(self) -> str:
         """Return the instance in whose place the gate stands, by ``Task.replace``."""
         request: Any = self.parent.request if self.parent is not None else None
-        header = header_of(request)
+        header = header_in(request)
         if header is not None and request.id == self.task_id:
             return str(header['instance'])
         return str(self.gate.spoken.get('place', ''))

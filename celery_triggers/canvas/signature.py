@@ -19,7 +19,7 @@ from celery_triggers.engine.gates import gate_config
 from celery_triggers.engine.names import check_uid, problem_with_task_name
 from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.exceptions import InvalidConfiguration
-from celery_triggers.task.task import header_of
+from celery_triggers.manager.header import header_in
 from celery_triggers.wiring import services_of
 
 __all__ = ['Gate', 'fire', 'gate']
@@ -241,7 +241,7 @@ class Gate(Signature):
     def _settle_uid(self) -> None:
         """Take the session of the trigger task that runs here, if it has none yet."""
         task = self.app.current_worker_task
-        header = header_of(task.request) if task is not None else None
+        header = header_in(task.request) if task is not None else None
         if header is not None and 'uid' not in self.spoken:
             self.options[SPOKEN] = {**self.spoken, 'uid': header['uid']}
 

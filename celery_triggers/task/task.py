@@ -26,7 +26,7 @@ from celery_triggers.manager.checks import checked_kwargs
 from celery_triggers.manager.delivery import Delivery
 from celery_triggers.manager.facts import exception_facts
 from celery_triggers.manager.firing import Run
-from celery_triggers.manager.header import is_header
+from celery_triggers.manager.header import header_in
 from celery_triggers.task.claiming import ask, lease_seconds
 from celery_triggers.task.context import TaskContext
 from celery_triggers.task.endings import Replaced, Replayed, Skipped
@@ -54,13 +54,6 @@ elif os.environ.get('DJANGO_SETTINGS_MODULE') and find_spec('django'):
     from celery.contrib.django.task import DjangoTask as _BaseTask
 else:
     _BaseTask = Task
-
-
-def header_of(request: Any) -> dict[str, Any] | None:
-    """Return the header ``triggers`` of a task's request, if it has a proper one."""
-    headers = getattr(request, 'headers', None)
-    header = headers.get('triggers') if headers else None
-    return header if is_header(header) else None
 
 
 def run_of(header: Mapping[str, Any], token: str) -> Run:
@@ -121,7 +114,7 @@ class TriggerTask(_BaseTask):
     ) -> tuple[TaskContext, tuple[Any, ...]]:
         if args and isinstance(args[0], TaskContext):
             return args[0], args[1:]
-        if header_of(self.request) is None:
+        if header_in(self.request) is None:
             raise TriggersError(
                 f'{self.name} is a trigger task: fire a trigger to run it, or call it with '
                 'celery_triggers.testing.context(...) in a test'
@@ -177,7 +170,7 @@ class TriggerTask(_BaseTask):
         # Called as a function, in a test, it has no instance. The storage is not asked: it may
         # be down just now, and the replay is kept until it is back.
         context = None if self.request.called_directly else current_context()
-        depth = int((header_of(self.request) or {}).get('depth', 0))
+        depth = int((header_in(self.request) or {}).get('depth', 0))
         if self.max_retries is not None and depth >= self.max_retries:
             name = context.instance_name if context is not None else self.name
             return exc or self.MaxRetriesExceededError(f'{name} was replayed {depth} times already')
@@ -194,7 +187,7 @@ class TriggerTask(_BaseTask):
     def _delivery(self) -> Delivery | None:
         """Return the delivery that this request is, or ``None`` without a header."""
         request: Any = self.request
-        header = header_of(request)
+        header = header_in(request)
         if header is None:
             return None
         token = request.get('triggers_token')
@@ -263,17 +256,25 @@ class TriggerTask(_BaseTask):
     def signature_from_request(self, *args: Any, **kwargs: Any) -> Signature:
         """Return the signature of a retry; its header names the next attempt."""
         signature = super().signature_from_request(*args, **kwargs)
-        headers = dict(signature.options.get('headers') or {})
-        if is_header(headers.get('triggers')):
+        header = header_in(self.request)
+        if header is not None:
+            headers = dict(signature.options.get('headers') or {})
             headers.pop('triggers_token', None)
-            following = {k: v for k, v in headers['triggers'].items() if k != 'claim'}
+            following = {k: v for k, v in header.items() if k != 'claim'}
             headers['triggers'] = {**following, 'attempt': following['attempt'] + 1}
             signature.options['headers'] = headers
         return signature
 
     def same_message(self, **options: Any) -> Signature:
         """Return the signature of the message that runs now, for the same attempt."""
-        return super().signature_from_request(**options)
+        signature = super().signature_from_request(**options)
+        header = header_in(self.request)
+        if header is not None:
+            # Where another package has put headers of its own in the place of all.
+            signature.options['headers'] = {
+                **(signature.options.get('headers') or {}), 'triggers': header,
+            }
+        return signature
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
         """Send the task; the retry of an instance is committed before it is sent."""
@@ -294,7 +295,7 @@ class TriggerTask(_BaseTask):
 
     def _is_retry(self, header: Mapping[str, Any]) -> bool:
         request = self.request
-        current = None if request.called_directly or request.is_eager else header_of(request)
+        current = None if request.called_directly or request.is_eager else header_in(request)
         return current is not None and (header['task_id'], header['attempt']) == (
             current['task_id'],
             current['attempt'] + 1,
@@ -327,7 +328,7 @@ class TriggerTask(_BaseTask):
 
     def on_replace(self, sig: Signature) -> Any:
         """Hand the claim over to the replacement, whose outcome counts for the instance."""
-        header = header_of(self.request)
+        header = header_in(self.request)
         if header is None or self.request.is_eager:
             return super().on_replace(sig)
         delivery = self._delivery()
@@ -364,7 +365,7 @@ def _claiming(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def before_start(self: TriggerTask, task_id: str, args: Any, kwargs: Any) -> Any:
         delivery = None
-        if self._stores_started or 'triggers' in (self.request.headers or ()):
+        if self._stores_started or header_in(self.request) is not None:
             delivery = self._claim(kwargs)
         result = None if is_default else original(self, task_id, args, kwargs)
         if delivery is not None:
@@ -383,7 +384,7 @@ def current_context() -> TaskContext:
         TriggersError: No task runs here, or it was not released by a trigger.
     """
     task: Any = get_current_task()
-    header = header_of(task.request) if task is not None else None
+    header = header_in(task.request) if task is not None else None
     if task is None or header is None:
         raise TriggersError('no task that was released by a trigger runs here')
     if isinstance(task, TriggerTask):

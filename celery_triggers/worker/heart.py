@@ -87,7 +87,17 @@ class Heart:
 def _write(
     class_: type[StorageBackend], writes: Sequence[tuple[StorageBackend, Write]]
 ) -> bool:
-    for answer in class_.write_many(writes):
+    try:
+        answers = class_.write_many(writes)
+    except Exception:
+        if len(writes) > 1:
+            # One that cannot be written must not keep the others from it.
+            written = [_write(class_, [write]) for write in writes]
+            return all(written)
+        storage, write = writes[0]
+        logger.exception('the lease of %s of session %r is not renewed', write.name, storage.uid)
+        return True
+    for answer in answers:
         if isinstance(answer, StorageUnavailable):
             logger.warning('leases could not be renewed yet: %s', answer)
             return False

@@ -92,6 +92,10 @@ def delivery_of(app: Any, header: Mapping[str, Any], token: str) -> Delivery | N
         # A header is data that anybody can send: what it names must be registered here.
         logger.warning('a message with the header %r is ignored: %s', dict(header), exc)
         return None
+    except Exception:
+        # Whatever is wrong with one, the others are still to be seen to.
+        logger.exception('a message with the header %r is ignored', dict(header))
+        return None
     # An outcome that no storage takes is offered for as long as the claim holds.
     delivery.patience = float(services_of(app).settings.lease)
     delivery.unmoved_by = (SoftTimeLimitExceeded,)

@@ -22,9 +22,9 @@ from celery.utils.serialization import UnpickleableExceptionWrapper
 from celery_triggers.engine.step import TIME_LIMIT, WORKER_LOST
 from celery_triggers.manager.delivery import Delivery
 from celery_triggers.manager.facts import exception_facts
-from celery_triggers.manager.header import is_header
+from celery_triggers.manager.header import header_in, is_header
 from celery_triggers.task.endings import ClaimRefused, Replaced, Replayed, Skipped
-from celery_triggers.task.task import TriggerTask, header_of
+from celery_triggers.task.task import TriggerTask
 from celery_triggers.worker.held import (
     delivery_of,
     finished_after_all,
@@ -203,7 +203,7 @@ def on_shutdown(sender: Any = None, **_: Any) -> None:
 
 
 def _delivery(task: Any, request: Any) -> Delivery | None:
-    header = header_of(request)
+    header = header_in(request)
     if header is None:
         return None
     delivery = delivery_of(task.app, header, _token(request, header))
@@ -222,7 +222,7 @@ def _token(request: Any, header: Mapping[str, Any]) -> str:
 
 def _submit(task: Any, request: Any, report: Callable[[Delivery], object]) -> None:
     """Report through the queue, for a request of this worker's parent."""
-    header = header_of(request)
+    header = header_in(request)
     if header is None:
         return
     submit(task.app, header, _token(request, header), report)
