@@ -81,16 +81,7 @@ class Services:
         manager: str | None = None,
         storage: str | StorageBackend | None = None,
     ) -> TriggerManager:
-        """Return the trigger manager of a session.
-
-        Args:
-            manager: A registry key; without one, the setting ``triggers_manager``.
-            storage: A registry key or a storage backend; without one, that of the
-                setting ``triggers_storage``.
-
-        Raises:
-            UnknownKey: There is no such manager or storage; the error lists those known.
-        """
+        """Return the trigger manager of a session, see :meth:`.Triggers.session`."""
         if not isinstance(storage, StorageBackend):
             storage = self.storage(uid, storage)
         with blaming('triggers_manager', unless=manager):

@@ -138,6 +138,11 @@ def checked_kwargs(
 
 
 def checked_event_id(manager: Controller, trigger: str, event_id: Any) -> str | None:
+    """Return an event id that can be stored; ``None`` where none was given.
+
+    Raises:
+        InvalidFiring: It is no text, or one that cannot be stored.
+    """
     if event_id is None:
         return None
     problem = problem_with(event_id)
@@ -169,6 +174,7 @@ def checked_delay(manager: Controller, trigger: str, countdown: Any, eta: Any) -
 
 
 def check_runner(manager: Controller) -> None:
+    """Refuse to fire where the runner of most tasks is not registered."""
     runner = manager.default_task_runner_name or manager.storage.settings.runner
     if runner not in task_runners:
         raise UnknownKey('task runner', runner, task_runners.known())

@@ -28,19 +28,15 @@ from celery_triggers.engine.session import Plan
 from celery_triggers.engine.step import Step, cascade_kwargs
 from celery_triggers.engine.transitions import Status
 from celery_triggers.exceptions import InvalidTransition, StorageUnavailable
-from celery_triggers.manager.change import Change, Outcome
 from celery_triggers.manager.controller import Controller
-from celery_triggers.manager.facts import exception_facts, lost_worker, printable
+from celery_triggers.manager.facts import exception_facts, lost_worker, storable
 from celery_triggers.manager.follow_up import follow_up, prepare
+from celery_triggers.manager.patience import make_patiently
 from celery_triggers.storages.records import Row, StorageTime, Write
 
 __all__ = ['Delivery', 'uptime']
 
 logger = logging.getLogger(__name__)
-
-#: Pauses between attempts at a report while the storage is down (seconds).
-FIRST_PAUSE = 0.25
-MOST_PAUSE = 5.0
 
 #: For how many seconds a delivery waits that comes before its time: clocks differ.
 EARLY_PATIENCE = 2.0
@@ -264,7 +260,8 @@ class Delivery:
         Args:
             untold: Whether Celery knows nothing of it, see :meth:`.Step.fail`.
         """
-        facts = {**exception, 'context': self._storable(exception.get('context') or {})}
+        context = storable(self.manager.storage.codec, exception.get('context') or {})
+        facts = {**exception, 'context': context}
 
         def decide(step: Step, instance: Instance) -> None:
             step.fail(instance, reason, facts, untold=untold)
@@ -325,7 +322,7 @@ class Delivery:
 
     def skip(self, metadata: Mapping[str, Any] | None, log_level: int = 0) -> bool:
         """End the instance as skipped, at its code's wish."""
-        facts = self._storable(metadata or {})
+        facts = storable(self.manager.storage.codec, metadata or {})
 
         def decide(step: Step, instance: Instance) -> None:
             step.skip(instance, metadata=facts, untold=True)
@@ -340,7 +337,7 @@ class Delivery:
         log_level: int = 0,
     ) -> bool:
         """Put a new instance in the place of this one, at its code's wish."""
-        facts = self._storable(metadata or {})
+        facts = storable(self.manager.storage.codec, metadata or {})
         try:
             kwargs = dict(self.manager.storage.codec.copy(dict(replacement_kwargs or {})))
         except EncodeError as exc:
@@ -378,7 +375,10 @@ class Delivery:
 
         change = prepare(self.manager, plans.outcome(self.name), checked)
         try:
-            outcome = self._made(change, what)
+            outcome = make_patiently(
+                change, self.patience, self.unmoved_by,
+                f'{self.name} of session {self.header["uid"]!r}: its {what}',
+            )
         except StorageUnavailable as exc:
             if not self.patience:
                 raise
@@ -391,28 +391,6 @@ class Delivery:
         with suppress(*self.unmoved_by):
             follow_up(self.manager, outcome)
         return bool(outcome.value) or outcome.value is None
-
-    def _made(self, change: Change[bool], what: str) -> Outcome[bool]:
-        """Make a change; while the storage is down, again and again for some time."""
-        deadline = time.monotonic() + self.patience
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return change.make()
-            except StorageUnavailable as exc:
-                if time.monotonic() + pause > deadline:
-                    raise
-                if pause == FIRST_PAUSE:
-                    logger.warning(
-                        '%s of session %r: its %s cannot be stored yet: %s',
-                        self.name, self.header['uid'], what, exc,
-                    )
-            except self.unmoved_by:
-                # The same change again: it finds out whether it was committed.
-                continue
-            with suppress(*self.unmoved_by):
-                time.sleep(pause)
-            pause = min(pause * 2, MOST_PAUSE)
 
     def _mine(self, step: Step, what: str, needs_token: bool) -> Instance | None:
         """Return the instance if this delivery may end it now."""
@@ -438,17 +416,6 @@ class Delivery:
             return True
         given_up = self.claimed or (self.token and self.token in instance.lost)
         return bool(given_up) or instance.attempt != self.header['attempt']
-
-    def _storable(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Return facts for people; what cannot be serialized is kept as its repr."""
-        codec = self.manager.storage.codec
-        kept: dict[str, Any] = {}
-        for key, value in facts.items():
-            try:
-                kept[str(key)] = codec.copy([value])[0]
-            except EncodeError:
-                kept[str(key)] = printable(value)
-        return kept
 
     def _ignore(self, message: str) -> None:
         logger.info('%s of session %r: %s', self.name, self.header['uid'], message)

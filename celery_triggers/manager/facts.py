@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import traceback as tracebacks
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from celery_triggers.exceptions import get_context
+from kombu.exceptions import EncodeError
 
-__all__ = ['exception_facts', 'lost_worker', 'printable']
+from celery_triggers.exceptions import get_context
+from celery_triggers.storages.codec import Codec
+
+__all__ = ['exception_facts', 'lost_worker', 'storable']
 
 
 def exception_facts(
@@ -21,7 +24,7 @@ def exception_facts(
         traceback = ''.join(tracebacks.format_exception(exc))
     return {
         'type': type(exc).__qualname__,
-        'message': printable(exc, str),
+        'message': _printable(exc, str),
         'traceback': traceback,
         'context': get_context(exc),
     }
@@ -32,7 +35,18 @@ def lost_worker(message: str) -> dict[str, Any]:
     return {**exception_facts(None), 'type': 'WorkerLostError', 'message': message}
 
 
-def printable(value: object, how: Callable[[Any], str] = repr) -> str:
+def storable(codec: Codec, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts for people; what cannot be serialized is kept as its repr."""
+    kept: dict[str, Any] = {}
+    for key, value in facts.items():
+        try:
+            kept[str(key)] = codec.copy([value])[0]
+        except EncodeError:
+            kept[str(key)] = _printable(value)
+    return kept
+
+
+def _printable(value: object, how: Callable[[Any], str] = repr) -> str:
     """Return the text of a value, also of one that cannot print itself."""
     try:
         return how(value)

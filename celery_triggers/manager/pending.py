@@ -58,7 +58,7 @@ def ready(
     connection: Any = None,
     run: Run | None = None,
 ) -> ReadyFiring:
-    """Check a firing, with the arguments of :meth:`fire`, and change nothing yet.
+    """Check a firing, with the arguments of :meth:`.TriggerManager.fire`, and change nothing yet.
 
     Args:
         run: The run that fires it, which must still have its claim then.
@@ -71,10 +71,10 @@ def ready(
     if delay is not None and event_id is None:
         # It has to be known until it is applied, however long that takes.
         event_id = secrets.token_hex(12)
-    ready = ready_firing(manager, trigger, kwargs, event_id, delay, run)
+    firing = ready_firing(manager, trigger, kwargs, event_id, delay, run)
     if manager.storage.takes_part(connection):
-        ready.store = lambda: store(manager, trigger, kwargs, event_id, delay, run, connection)
-    return ready
+        firing.store = lambda: store(manager, trigger, kwargs, event_id, delay, run, connection)
+    return firing
 
 
 def cancel_firing(manager: Controller, event_id: str) -> bool:

@@ -14,8 +14,8 @@ import greenlet
 import pytest
 
 from celery_triggers.exceptions import StorageUnavailable
-from celery_triggers.storages import cache_versions
 from celery_triggers.storages.cache import CacheStorageBackend
+from celery_triggers.storages.cache import versions as cache_versions
 from celery_triggers.storages.cache.versions import MARKED, STALE
 from celery_triggers.testing.media import Medium
 

@@ -15,7 +15,7 @@ import greenlet
 import pytest
 
 from celery_triggers.exceptions import StorageUnavailable
-from celery_triggers.storages import document_index
+from celery_triggers.storages.document import index as document_index
 from celery_triggers.storages.document.document import StoredDocument
 from celery_triggers.storages.records import Request, StorageTime, Write
 from celery_triggers.testing.conformance.test_contract import commit, row

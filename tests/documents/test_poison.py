@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celery_triggers.exceptions import StorageUnavailable, TriggersError
-from celery_triggers.storages import document_index
+from celery_triggers.storages.document import index as document_index
 from celery_triggers.testing.conformance.test_contract import apply
 from celery_triggers.testing.media import Medium
 from tests.documents.shelf import Shelf

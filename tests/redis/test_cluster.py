@@ -12,8 +12,9 @@ from celery import Celery
 
 from celery_triggers.exceptions import StorageNotConfigured, StorageUnavailable
 from celery_triggers.manager.firing import fire_all
-from celery_triggers.storages import redis_cluster, redis_server
 from celery_triggers.storages.redis import RedisStorageBackend
+from celery_triggers.storages.redis import cluster as redis_cluster
+from celery_triggers.storages.redis import server as redis_server
 from celery_triggers.testing.conformance.support import delivery, fired, statuses
 from celery_triggers.testing.conformance.test_fire_many import into
 from celery_triggers.testing.media import Medium

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery_triggers.canvas import own_tasks
-from celery_triggers.manager import change, delivery, pending
+from celery_triggers.manager import change, delivery, patience, pending
 from celery_triggers.runners import broker_thread as publisher
 from celery_triggers.storages import base as storage_base
 from celery_triggers.storages import memory as memory_storage
@@ -51,6 +51,7 @@ def patched(world: World) -> Iterator[None]:
         (storage_base, 'secrets', _Secrets(world)),
         (memory_storage, 'host_time', lambda: world.storage_time),
         (delivery, 'time', fake_time),
+        (patience, 'time', fake_time),
         (own_tasks, 'time', fake_time),
         (publisher, 'time', fake_time),
     ]
