@@ -64,6 +64,11 @@ def services_of(app: Any) -> Any:
     return import_module('celery_triggers.app').services_of(app)
 
 
+def services_behind(application: Any) -> Any:
+    """Return what stands behind ``app.triggers``, where an application gives that."""
+    return getattr(application, '_services', application)
+
+
 def current_application() -> Application:
     """Return what stands behind ``app.triggers`` of the current Celery application."""
     application: Application = import_module('celery_triggers.app').current_services()

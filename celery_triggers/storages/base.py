@@ -39,7 +39,7 @@ from celery_triggers.storages.records import (
 from celery_triggers.storages.snapshot import Snapshot
 from celery_triggers.storages.translation import to_commit, to_request, to_session
 from celery_triggers.storages.view import SessionView
-from celery_triggers.wiring import Application, current_application
+from celery_triggers.wiring import Application, current_application, services_behind
 
 __all__ = ['Question', 'Shared', 'StorageBackend']
 
@@ -203,7 +203,7 @@ class StorageBackend(SessionView):
         **options: Any,
     ):
         self.uid = check_uid(uid)
-        self.application = application or current_application()
+        self.application = services_behind(application) or current_application()
         self.settings = self.application.settings.frozen()
         self.url = url or self._url_of_settings() or self.default_url
         known: dict[str, Any] = self.settings.storage_options

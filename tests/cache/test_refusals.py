@@ -14,8 +14,8 @@ from django.db import transaction
 from django.test.utils import override_settings
 
 from celery_triggers.exceptions import MissingExtra, StorageNotConfigured
-from celery_triggers.storages import cache
 from celery_triggers.storages.cache import CacheStorageBackend
+from celery_triggers.storages.cache import backend as cache
 from celery_triggers.testing.media import FakeApplication
 
 BACKENDS = 'django.core.cache.backends'

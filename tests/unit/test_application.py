@@ -362,5 +362,5 @@ def test_all_lists_what_the_namespaces_hold() -> None:
 
 
 def test_memory_spaces_do_not_share_sessions(app: Any) -> None:
-    one = MemoryStorageBackend('x', 'memory://one', application=services_of(app))
+    one = MemoryStorageBackend('x', 'memory://one', application=app.triggers)
     assert not one.exists
