@@ -14,6 +14,9 @@ last, restless = tonumber(last), tonumber(restless) or 0
 if not last or now - last > gap then restless = now + gap end
 -- A clock that was ahead for a while must not leave it restless for as long.
 restless = math.min(restless, now + gap)
+-- A server that is full refuses what could need memory only until a script has written, so what
+-- frees some comes first: sweeps are what ends sessions. (Redis 6.2 knows no flags of scripts.)
+redis.call('DEL', KEYS[2])
 redis.call('SET', KEYS[2], string.format('%d %d', now, restless))
 
 local limit = tonumber(ARGV[1])
