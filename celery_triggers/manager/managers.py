@@ -8,8 +8,8 @@ from typing import Any
 
 from celery_triggers.engine import plans
 from celery_triggers.engine.configuration import Configuration
-from celery_triggers.engine.configuring import cancel, reconfigure, start
 from celery_triggers.engine.explain import Explanation, explain
+from celery_triggers.engine.session_acts import cancel, reconfigure, start
 from celery_triggers.engine.step import Step
 from celery_triggers.engine.task_config import TaskConfig
 from celery_triggers.engine.transitions import Status

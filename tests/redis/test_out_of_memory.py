@@ -10,7 +10,7 @@ import pytest
 from celery_triggers.exceptions import StorageUnavailable
 from celery_triggers.storages.redis import RedisStorageBackend
 from celery_triggers.testing.media import Medium
-from tests.redis_servers import Group, Server
+from tests.parts.redis_servers import Group, Server
 
 TASKS: dict[str, Any] = {'t_then': {'after': ['a'], 'within': 3600, 'run': 'x'}}
 

@@ -15,8 +15,12 @@ from celery_triggers.storages.records import StoredFiring
 from celery_triggers.storages.relational.backend import RelationalStorageBackend, kept
 
 try:
+    from celery_triggers.storages.sql.app_transaction import (
+        check_place,
+        connection_of,
+        when_committed,
+    )
     from celery_triggers.storages.sql.database import SQLDatabase, databases
-    from celery_triggers.storages.sql.outside import check_place, connection_of, when_committed
     from celery_triggers.storages.sql.transaction import SQLTransaction
 except ImportError as exc:
     raise MissingExtra('the storage backend sql (SQLAlchemy)', 'sql') from exc

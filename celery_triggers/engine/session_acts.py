@@ -1,4 +1,4 @@
-"""What changes the rules of a session: its configuration, its deadlines, its cancellation."""
+"""Acts on a whole session: start its deadlines, change its configuration, cancel it."""
 
 from __future__ import annotations
 
